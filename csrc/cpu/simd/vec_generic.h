@@ -1,0 +1,46 @@
+// Eight floats in plain C++; the compiler vectorizes what it can.
+#pragma once
+#include <cmath>
+
+#include "types.h"
+
+namespace quantune::cpu::QT_CPU_VARIANT {
+
+struct Vec {
+  static constexpr int width = 8;
+  float v[width];
+
+  static Vec zero() { return broadcast(0.0f); }
+  static Vec broadcast(float x) { Vec r; for (int i = 0; i < width; i++) r.v[i] = x; return r; }
+  template <class T> static Vec load(const T* p) { Vec r; for (int i = 0; i < width; i++) r.v[i] = to_float(p[i]); return r; }
+  // The first n < width elements; the rest are 0.
+  template <class T> static Vec load_partial(const T* p, int n) { Vec r = zero(); for (int i = 0; i < n; i++) r.v[i] = to_float(p[i]); return r; }
+  template <class T> void store(T* p) const { for (int i = 0; i < width; i++) p[i] = from_float<T>(v[i]); }
+  template <class T> void store_partial(T* p, int n) const { for (int i = 0; i < n; i++) p[i] = from_float<T>(v[i]); }
+};
+
+#define QT_LANES(expression) Vec r; for (int i = 0; i < Vec::width; i++) r.v[i] = (expression); return r
+inline Vec operator+(Vec a, Vec b) { QT_LANES(a.v[i] + b.v[i]); }
+inline Vec operator-(Vec a, Vec b) { QT_LANES(a.v[i] - b.v[i]); }
+inline Vec operator*(Vec a, Vec b) { QT_LANES(a.v[i] * b.v[i]); }
+inline Vec operator/(Vec a, Vec b) { QT_LANES(a.v[i] / b.v[i]); }
+inline Vec fma(Vec a, Vec b, Vec c) { QT_LANES(a.v[i] * b.v[i] + c.v[i]); }
+inline Vec max(Vec a, Vec b) { QT_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline Vec min(Vec a, Vec b) { QT_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline Vec sqrt(Vec a) { QT_LANES(std::sqrt(a.v[i])); }
+inline Vec round(Vec a) { QT_LANES(std::nearbyint(a.v[i])); }
+// a < b ? x : y, lane by lane.
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { QT_LANES(a.v[i] < b.v[i] ? x.v[i] : y.v[i]); }
+inline Vec scale_by_power_of_two(Vec a, Vec n) { QT_LANES(std::ldexp(a.v[i], static_cast<int>(n.v[i]))); }
+#undef QT_LANES
+
+inline float reduce_add(Vec a) {
+  return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
+}
+inline float reduce_max(Vec a) {
+  float m = a.v[0];
+  for (int i = 1; i < Vec::width; i++) m = a.v[i] > m ? a.v[i] : m;
+  return m;
+}
+
+}  // namespace quantune::cpu::QT_CPU_VARIANT
