@@ -29,8 +29,19 @@ export interface ForwardInput {
   /** int32 [R], ascending: the rows whose output is asked for; null means all. The last layer prunes to them. */
   outputRows: Tensor | null
   adapter: Adapter | null
+  /** int32 [4]: seed lo, seed hi, step, micro-batch. Given in training, where the adapter's dropout applies; null or absent: none. */
+  dropoutRng?: Tensor | null
   /** Recompute each layer in the backward pass instead of keeping its activations. */
   gradientCheckpointing?: boolean
+}
+
+export interface LinearLayerInfo {
+  outFeatures: number
+  inFeatures: number
+  /** The weight is stored [in, out] (GPT-2's Conv1D). */
+  transposed: boolean
+  weight: Parameter
+  bias: Parameter | null
 }
 
 /** An architecture with its weights: functions of tensors, nothing else. */
@@ -39,7 +50,11 @@ export interface CausalLM {
   /** All parameters under their Hugging Face names. */
   readonly parameters: ReadonlyMap<string, Parameter>
   /** The linear layers that adapters may wrap: name without ".weight" (e.g. model.layers.0.self_attn.q_proj) → [out, in]. */
-  readonly linearLayers: ReadonlyMap<string, { outFeatures: number; inFeatures: number }>
+  readonly linearLayers: ReadonlyMap<string, LinearLayerInfo>
+  /** The name of the output layer among them; what applies to all linear layers leaves it out. */
+  readonly headName: string
+  /** The layers that LoRA adapts unless it is told otherwise, by the last part of their names (PEFT's choice for the architecture). */
+  readonly defaultTargetModules: readonly string[]
   /** The final norm's output [R, hiddenSize]. */
   hidden(input: ForwardInput): Tensor
   /** The head on `hidden` rows: float32 [R, vocabSize of the head]. */
