@@ -1,0 +1,112 @@
+import { z } from 'zod'
+import { QuantuneError } from '../errors.js'
+import { isJsonObject } from '../formats/json.js'
+import { parseOptions } from '../options.js'
+
+/** 4-bit quantization of the frozen linear layers (QLoRA, Dettmers et al. 2023). */
+export interface QuantizationConfig {
+  type: 'nf4' | 'fp4'
+  /** Elements that share a scale: 64 (default) or 128. */
+  blockSize?: 64 | 128
+  /** Quantize the scales themselves to 8 bits. Default: true. */
+  doubleQuant?: boolean
+  /** Modules that stay as they are: a name, its last part or its first parts. Default: `['lm_head']`. */
+  skipModules?: readonly string[]
+}
+
+/** The fields of a bitsandbytes config (`BitsAndBytesConfig`, or `quantization_config` in config.json) that quantune reads. */
+export interface BitsAndBytesConfig {
+  load_in_4bit: boolean
+  bnb_4bit_quant_type?: 'nf4' | 'fp4'
+  bnb_4bit_use_double_quant?: boolean
+  llm_int8_skip_modules?: readonly string[] | null
+  [field: string]: unknown
+}
+
+export type Quantization = 'none' | 'nf4' | 'fp4' | 'int8' | QuantizationConfig | BitsAndBytesConfig
+
+export interface ResolvedQuantization {
+  readonly type: 'nf4' | 'fp4'
+  readonly blockSize: number
+  readonly doubleQuant: boolean
+  readonly skipModules: readonly string[]
+}
+
+const schema = z.strictObject({
+  type: z.enum(['nf4', 'fp4', 'int8']),
+  blockSize: z.union([z.literal(64), z.literal(128)]).default(64),
+  doubleQuant: z.boolean().default(true),
+  skipModules: z.array(z.string()).default(['lm_head']),
+})
+
+const bitsAndBytesSchema = z.looseObject({
+  load_in_4bit: z.boolean().optional(),
+  load_in_8bit: z.boolean().optional(),
+  bnb_4bit_quant_type: z.enum(['nf4', 'fp4']).default('fp4'),
+  bnb_4bit_use_double_quant: z.boolean().default(false),
+  llm_int8_skip_modules: z.array(z.string()).nullish(),
+})
+
+/**
+ * Checks the `quantization` option.
+ * @returns null for 'none'
+ * @throws ERR_INVALID_ARGUMENT, ERR_UNSUPPORTED_QUANTIZATION for a method that is not there, by name
+ */
+export function parseQuantization(value: Quantization | undefined): ResolvedQuantization | null {
+  if (value === undefined || value === 'none') return null
+  if (isJsonObject(value) && isBitsAndBytes(value)) return parseBitsAndBytes(value)
+  if (isJsonObject(value) && typeof value.quant_method === 'string') throw unsupportedMethod(value.quant_method)
+  const options = typeof value === 'string' ? { type: value } : value
+  const { type, ...rest } = parseOptions(schema, options, 'QuantizationConfig')
+  if (type === 'int8') throw unsupportedMethod('int8')
+  return { type, ...rest }
+}
+
+/**
+ * Checks `quantization_config` of a config.json: how the folder's weights were quantized.
+ * @returns null when there is none
+ */
+export function parseStoredQuantization(config: Readonly<Record<string, unknown>>): ResolvedQuantization | null {
+  const stored = config.quantization_config ?? config.compression_config
+  if (stored === undefined || stored === null) return null
+  if (isJsonObject(stored) && isBitsAndBytes(stored)) return parseBitsAndBytes(stored)
+  throw unsupportedMethod(isJsonObject(stored) && typeof stored.quant_method === 'string' ? stored.quant_method : 'unknown')
+}
+
+function isBitsAndBytes(value: Record<string, unknown>): boolean {
+  if (value.quant_method !== undefined) return /^bitsandbytes/.test(String(value.quant_method))
+  return 'load_in_4bit' in value || 'load_in_8bit' in value || 'bnb_4bit_quant_type' in value
+}
+
+function parseBitsAndBytes(value: Record<string, unknown>): ResolvedQuantization {
+  const config = parseOptions(bitsAndBytesSchema, value, 'quantization_config')
+  if (config.load_in_8bit === true) throw unsupportedMethod('int8')
+  return {
+    type: config.bnb_4bit_quant_type,
+    blockSize: 64,
+    doubleQuant: config.bnb_4bit_use_double_quant,
+    skipModules: config.llm_int8_skip_modules ?? ['lm_head'],
+  }
+}
+
+const methodNames: Record<string, string> = {
+  int8: 'LLM.int8 (bitsandbytes int8)',
+  gptq: 'GPTQ',
+  awq: 'AWQ',
+  fp8: 'FP8',
+  fbgemm_fp8: 'FP8 (FBGEMM)',
+  mxfp4: 'MXFP4',
+  'compressed-tensors': 'compressed-tensors',
+  unknown: 'an unnamed method',
+}
+
+export function unsupportedMethod(method: string): QuantuneError {
+  const name = methodNames[method.toLowerCase()] ?? method
+  const message = `quantization by ${name} is not supported; supported: nf4 and fp4 (bitsandbytes), or unquantized weights`
+  return new QuantuneError('ERR_UNSUPPORTED_QUANTIZATION', message, { details: { method } })
+}
+
+/** Whether a list of modules names this one: in full, by its last parts, or by its first parts. */
+export function namesModule(list: readonly string[], module: string): boolean {
+  return list.some((entry) => module === entry || module.endsWith(`.${entry}`) || module.startsWith(`${entry}.`))
+}
