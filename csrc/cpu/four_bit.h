@@ -1,0 +1,96 @@
+// Reading 4-bit weights: the code tables of NF4 and FP4 (QLoRA, Dettmers et al. 2023, as in bitsandbytes) and a decoder that
+// yields any run of the flattened weight, whatever block or byte it starts in.
+#pragma once
+#include "kernels.h"
+
+namespace quantune::cpu::QT_CPU_VARIANT {
+
+alignas(64) constexpr float nf4_values[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+alignas(64) constexpr float fp4_values[16] = {
+    0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f, 0.1666666716337204f, 0.25f,
+    0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f, -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f};
+
+inline bool is_four_bit(int dtype) { return dtype == QT_NF4 || dtype == QT_FP4; }
+
+// bitsandbytes multiplies, rounds, then adds; a fused multiply-add would differ in the last bit.
+inline float multiply_then_add(float a, float b, float c) {
+  float product = a * b;
+#if defined(__GNUC__)
+  asm("" : "+m"(product));
+#else
+  volatile float rounded = product;
+  product = rounded;
+#endif
+  return product + c;
+}
+
+struct FourBit {
+  const uint8_t* codes;
+  const uint8_t* absmax;
+  const float* nested_absmax;  // null without double quantization
+  const float* nested_code;
+  float offset;
+  int block_shift;
+  const float* values;
+
+  FourBit() = default;
+  FourBit(const void* data, const qt_quant* q, int dtype) {
+    const uint8_t* base = static_cast<const uint8_t*>(data);
+    codes = base + q->codes;
+    absmax = base + q->absmax;
+    nested_absmax = q->double_quant ? reinterpret_cast<const float*>(base + q->nested_absmax) : nullptr;
+    nested_code = q->double_quant ? reinterpret_cast<const float*>(base + q->nested_code) : nullptr;
+    offset = q->double_quant ? *reinterpret_cast<const float*>(base + q->offset) : 0.0f;
+    block_shift = 0;
+    while ((int64_t{1} << block_shift) < q->block_size) block_shift++;
+    values = dtype == QT_NF4 ? nf4_values : fp4_values;
+  }
+
+  float scale(int64_t block) const {
+    if (!nested_absmax) return reinterpret_cast<const float*>(absmax)[block];
+    return multiply_then_add(nested_code[absmax[block]], nested_absmax[block >> 8], offset);
+  }
+  float value(int64_t i) const { return values[(codes[i >> 1] >> ((~i & 1) * 4)) & 15] * scale(i >> block_shift); }
+
+  // Sixteen (AVX-512) or eight values from an even position whose vector lies within one block, not yet scaled.
+  Vec vec(int64_t i) const {
+#if defined(QT_CPU_AVX512)
+    const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + (i >> 1)));
+    const __m128i low = _mm_set1_epi8(15);
+    const __m128i nibbles = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), _mm_and_si128(packed, low));
+    return {_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), _mm512_load_ps(values))};
+#elif defined(QT_CPU_AVX2)
+    int32_t bytes;
+    std::memcpy(&bytes, codes + (i >> 1), 4);
+    const __m128i packed = _mm_cvtsi32_si128(bytes), low = _mm_set1_epi8(15);
+    const __m128i nibbles = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), _mm_and_si128(packed, low));
+    const __m256i index = _mm256_cvtepu8_epi32(nibbles);
+    const __m256 first = _mm256_permutevar8x32_ps(_mm256_load_ps(values), index);
+    const __m256 second = _mm256_permutevar8x32_ps(_mm256_load_ps(values + 8), index);
+    return {_mm256_blendv_ps(first, second, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)))};
+#else
+    Vec r;
+    for (int j = 0; j < Vec::width; j++) r.v[j] = values[(codes[(i + j) >> 1] >> ((~j & 1) * 4)) & 15];
+    return r;
+#endif
+  }
+
+  // out[0, n) = the n values from position i on.
+  void decode(int64_t i, int64_t n, float* out) const {
+    const int64_t end = i + n;
+    while (i < end) {
+      const int64_t block = i >> block_shift;
+      int64_t stop = (block + 1) << block_shift;
+      if (stop > end) stop = end;
+      const float s = scale(block);
+      if ((i & 1) && i < stop) *out++ = values[codes[i >> 1] & 15] * s, i++;
+      for (; i + Vec::width <= stop; i += Vec::width, out += Vec::width) (vec(i) * Vec::broadcast(s)).store(out);
+      for (; i < stop; i++) *out++ = values[(codes[i >> 1] >> ((~i & 1) * 4)) & 15] * s;
+    }
+  }
+};
+
+}  // namespace quantune::cpu::QT_CPU_VARIANT

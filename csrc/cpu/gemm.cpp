@@ -1,0 +1,157 @@
+// The general product: tiles of C are the tasks; each packs its own block of A and, panel by panel, its columns of B (nothing
+// that one thread packed is read by another), and runs the microkernel over them.
+#include "gemm.h"
+
+#include <type_traits>
+
+#include "gemm_kernel.h"
+#include "gemm_pack.h"
+
+namespace quantune::cpu::QT_CPU_VARIANT {
+
+namespace {
+
+// A block of A [block_rows, block_k] stays in the second-level cache while panels of B [block_k, tile_columns] pass by.
+#if defined(QT_CPU_AVX512)
+constexpr int64_t max_block_rows = 516, max_block_k = 768;
+#else
+constexpr int64_t max_block_rows = 192, max_block_k = 384;
+#endif
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
+
+struct Job {
+  const Product* products;
+  int count;
+  const Result* c;
+  int64_t m, n;
+  int64_t row_tiles, column_tiles;
+  int64_t block_rows, block_columns;
+  bool direct;  // C is float32 with contiguous rows: sums go there, else to a tile of floats that is converted at the end
+};
+
+struct Scratch {
+  float *a, *b, *line, *tile;
+};
+
+// k in equal blocks, multiples of 64 so that 4-bit blocks are not split.
+int64_t k_block(int64_t k) { return k ? round_up(ceil_div(k, ceil_div(k, max_block_k)), 64) : 64; }
+
+// Rows of panel p when `rows` are dealt evenly into panels of at most tile_rows.
+struct Panels {
+  int64_t count, whole, larger;
+  explicit Panels(int64_t rows) : count(ceil_div(rows, tile_rows)), whole(rows / count), larger(rows % count) {}
+  int rows(int64_t p) const { return static_cast<int>(whole + (p < larger)); }
+};
+
+void store_tile(const Job& job, int64_t row, int64_t rows, int64_t column, int64_t columns, const float* tile, int64_t stride) {
+  const Result& c = *job.c;
+  with_storage(c.dtype, [&](auto type) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    T* out = static_cast<T*>(c.data) + row * c.row_stride + column * c.column_stride;
+    if (c.column_stride == 1) {
+      for (int64_t i = 0; i < rows; i++) {
+        T* to = out + i * c.row_stride;
+        const float* from = tile + i * stride;
+        for_each_vec(columns, [&](int64_t j, int n) {
+          Vec x = n == Vec::width ? Vec::load(from + j) : Vec::load_partial(from + j, n);
+          if (c.accumulate) x = x + (n == Vec::width ? Vec::load(to + j) : Vec::load_partial(to + j, n));
+          if (n == Vec::width) x.store(to + j);
+          else x.store_partial(to + j, n);
+        });
+      }
+      return;
+    }
+    for (int64_t j = 0; j < columns; j++) {
+      T* to = out + j * c.column_stride;
+      for (int64_t i = 0; i < rows; i++) {
+        const float x = tile[i * stride + j];
+        to[i * c.row_stride] = from_float<T>(c.accumulate ? to_float(to[i * c.row_stride]) + x : x);
+      }
+    }
+  });
+}
+
+void compute_tile(const Job& job, int64_t task, const Scratch& s) {
+  const int64_t row = task / job.column_tiles * job.block_rows, column = task % job.column_tiles * job.block_columns;
+  const int64_t rows = job.m - row < job.block_rows ? job.m - row : job.block_rows;
+  const int64_t columns = job.n - column < job.block_columns ? job.n - column : job.block_columns;
+  const Result& c = *job.c;
+  const Panels panels(rows);
+  float* out = job.direct ? static_cast<float*>(c.data) + row * c.row_stride + column : s.tile;
+  const int64_t stride = job.direct ? c.row_stride : round_up(job.block_columns, tile_columns);
+  bool add = job.direct && c.accumulate, first = true;
+  for (int i = 0; i < job.count; i++) {
+    const Product& p = job.products[i];
+    const int64_t step = k_block(p.k);
+    for (int64_t k = 0; k == 0 || k < p.k; k += step) {  // at least once: a sum of nothing is 0
+      const int64_t depth = p.k - k < step ? p.k - k : step;
+      float* to = s.a;
+      int64_t from = row;
+      for (int64_t q = 0; q < panels.count; q++) {
+        const int height = panels.rows(q);
+        pack_strip(p.a, from, height, height, k, depth, p.scale, to, s.line);
+        from += height;
+        to += height * depth;
+      }
+      for (int64_t j = 0; j < columns; j += tile_columns) {
+        const int width = static_cast<int>(columns - j < tile_columns ? columns - j : tile_columns);
+        pack_strip(p.b, column + j, width, tile_columns, k, depth, 1.0f, s.b, s.line);
+        TileTarget target = {out + j, stride, width, add, first && c.bias ? c.bias + column + j : nullptr};
+        const float* a = s.a;
+        for (int64_t q = 0; q < panels.count; q++) {
+          const int height = panels.rows(q);
+          tile_kernels[height](depth, a, s.b, tile_columns, target);
+          a += height * depth;
+          target.c += height * stride;
+        }
+      }
+      add = true;
+      first = false;
+    }
+  }
+  if (!job.direct) store_tile(job, row, rows, column, columns, s.tile, stride);
+}
+
+// Cuts C into tiles: whole rows of tiles where there are enough, so that little is packed twice.
+void cut(Job& job, int workers) {
+  const int64_t columns = ceil_div(job.n, tile_columns);
+  job.row_tiles = ceil_div(job.m, max_block_rows);
+  const int64_t wanted = 2 * workers;
+  job.column_tiles = ceil_div(wanted, job.row_tiles);
+  const int64_t most = columns > 4 ? columns / 4 : 1;
+  if (job.column_tiles > most) job.column_tiles = most;
+  const int64_t at_least = ceil_div(job.n, 2048);
+  if (job.column_tiles < at_least) job.column_tiles = at_least;
+  job.block_columns = round_up(ceil_div(job.n, job.column_tiles), tile_columns);
+  job.column_tiles = ceil_div(job.n, job.block_columns);
+  job.block_rows = ceil_div(job.m, job.row_tiles);
+}
+
+}  // namespace
+
+qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c) {
+  if (m <= 0 || n <= 0) return QT_OK;
+  if (is_small(m, n, products, count)) return gemm_small(stream, m, n, products, count, c);
+  Job job = {products, count, &c, m, n, 0, 0, 0, 0, c.dtype == QT_FLOAT32 && c.column_stride == 1};
+  const int workers = stream->workers();
+  cut(job, workers);
+  int64_t depth = 0;
+  for (int i = 0; i < count; i++) {
+    const int64_t step = k_block(products[i].k);
+    if (step > depth) depth = step;
+  }
+  const int64_t a_size = round_up(job.block_rows * depth, 16) + 64, b_size = tile_columns * depth + 64, line_size = depth + 64;
+  const int64_t tile_size = job.direct ? 0 : job.block_rows * round_up(job.block_columns, tile_columns);
+  const int64_t size = round_up(a_size + b_size + line_size + tile_size, 16);
+  float* scratch = stream->scratch_of<float>(size * workers);
+  if (!scratch) return out_of_scratch(stream, "matrix product");
+  stream->parallel_for_worker(job.row_tiles * job.column_tiles, [&](int64_t task, int worker) {
+    float* base = scratch + size * worker;
+    compute_tile(job, task, {base, base + a_size, base + a_size + b_size, base + a_size + b_size + line_size});
+  });
+  return QT_OK;
+}
+
+}  // namespace quantune::cpu::QT_CPU_VARIANT
