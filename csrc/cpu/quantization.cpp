@@ -62,25 +62,25 @@ float largest_magnitude(const float* x, int64_t n) {
 }
 
 // create_dynamic_map(signed=True): for each of seven decades the means of neighbours on an even grid over [0.1, 1], both
-// signs, with 0 and 1; ascending.
+// signs, with 0 and 1; ascending. Rounded where PyTorch rounds: the grid is a fused multiply-add, the rest float32.
 void dynamic_code(float* code) {
-  int at = 0;
-  double decade = 1e-6;
-  float positive[127];
-  for (int i = 0; i < 7; i++) {
-    static constexpr double powers[7] = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0};
-    decade = powers[i];
-    const int points = (1 << i) + 1;
-    const auto grid = [points](int j) {
-      const float start = 0.1f, step = (1.0f - start) / static_cast<float>(points - 1);
-      return j < points / 2 ? static_cast<float>(static_cast<double>(start) + static_cast<double>(step) * j)
-                            : static_cast<float>(1.0 - static_cast<double>(step) * (points - 1 - j));
-    };
-    for (int j = 0; j + 1 < points; j++) positive[at++] = static_cast<float>(decade * ((grid(j) + grid(j + 1)) * 0.5f));
-  }
-  for (int i = 0; i < 127; i++) code[126 - i] = -positive[i], code[128 + i] = positive[i];
+  static constexpr float decades[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
   code[127] = 0.0f;
   code[255] = 1.0f;
+  int at = 0;
+  for (int i = 0; i < 7; i++) {
+    const int intervals = 1 << i;
+    const float start = 0.1f, step = (1.0f - start) / static_cast<float>(intervals);
+    const auto grid = [=](int j) {
+      const double product = static_cast<double>(step) * (j < (intervals + 1) / 2 ? j : intervals - j);
+      return static_cast<float>(j < (intervals + 1) / 2 ? static_cast<double>(start) + product : 1.0 - product);
+    };
+    for (int j = 0; j < intervals; j++, at++) {
+      const float value = decades[i] * ((grid(j) + grid(j + 1)) * 0.5f);
+      code[128 + at] = value;
+      code[126 - at] = -value;
+    }
+  }
 }
 
 // The sum in the order PyTorch takes it (eight lanes, four accumulators each, cascaded), so that the mean has its bits.
