@@ -1,0 +1,287 @@
+// Attention of one query a sequence over a paged cache and beam slots, and writing into the cache.
+//
+// A sequence's keys are the tokens of its prompt (through its block table), then those generated since (step s lies in the slot
+// ancestors[b, s] of k_steps). They are cut into runs of kRun tokens; a task takes one (sequence, key head, run), serves all
+// query heads of that key head and leaves a partial softmax; the partials of a head are then merged in the order of the runs.
+// So a long prompt keeps all threads busy, and a sequence's result does not depend on what else is in the batch.
+#include <cmath>
+
+#include "dispatch.h"
+
+namespace quantune::cpu::QT_CPU_VARIANT {
+namespace {
+
+constexpr int64_t kRun = 256;   // tokens a task
+constexpr int64_t kChunk = 32;  // tokens whose scores are held at once
+
+struct Shape {
+  int64_t batch, heads, kv_heads, size, group, block_size, max_blocks, max_steps, slots, steps;
+};
+
+// A run of one sequence: tokens [begin, end) of its prompt followed by its generated tokens.
+struct Run {
+  int64_t sequence, begin, end, prompt;
+};
+
+// The partial result of one query head over one run, as it lies in scratch memory before its D values o = Σ e^(s - highest) v.
+struct Partial {
+  float highest, total;
+
+  float* o() { return reinterpret_cast<float*>(this + 1); }
+};
+
+qt_status check_tables(qt_stream* stream, const qt_attention_decode_args* a, const Shape& s) {
+  const int32_t *lengths = data_of<const int32_t>(a->lengths), *table = data_of<const int32_t>(a->block_table);
+  const int32_t* ancestors = data_of<const int32_t>(a->ancestors);
+  if (s.steps < 0 || s.steps > s.max_steps) {
+    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "steps is %lld, expected 0 to %lld (the steps of k_steps)",
+                              static_cast<long long>(s.steps), static_cast<long long>(s.max_steps));
+  }
+  for (int64_t b = 0; b < s.batch; b++) {
+    if (lengths[b] < 0 || lengths[b] > s.max_blocks * s.block_size) {
+      return stream->host->fail(stream, QT_INVALID_ARGUMENT,
+                                "lengths[%lld] is %d, expected 0 to %lld (the block table's tokens)", static_cast<long long>(b),
+                                lengths[b], static_cast<long long>(s.max_blocks * s.block_size));
+    }
+    for (int64_t i = 0; i < ceil_div(lengths[b], s.block_size); i++) {
+      const int32_t block = table[b * s.max_blocks + i];
+      if (block < 0 || block >= rows_of(a->k_cache)) {
+        return stream->host->fail(stream, QT_INVALID_ARGUMENT, "block_table[%lld, %lld] is %d, expected 0 to %lld",
+                                  static_cast<long long>(b), static_cast<long long>(i), block,
+                                  static_cast<long long>(rows_of(a->k_cache) - 1));
+      }
+    }
+    for (int64_t i = 0; i < s.steps; i++) {
+      const int32_t slot = ancestors[b * s.max_steps + i];
+      if (slot < 0 || slot >= s.slots) {
+        return stream->host->fail(stream, QT_INVALID_ARGUMENT, "ancestors[%lld, %lld] is %d, expected 0 to %lld",
+                                  static_cast<long long>(b), static_cast<long long>(i), slot,
+                                  static_cast<long long>(s.slots - 1));
+      }
+    }
+  }
+  return QT_OK;
+}
+
+// Row numbers (of [Hkv, D] rows) of a run's tokens [from, from + count) in the cache, or in the steps past the prompt.
+template <class C>
+void token_rows(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t from, int64_t count, int64_t head,
+                const C** k, const C** v) {
+  const int32_t* table = data_of<const int32_t>(a->block_table) + run.sequence * s.max_blocks;
+  const int32_t* ancestors = data_of<const int32_t>(a->ancestors) + run.sequence * s.max_steps;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t t = from + i;
+    const bool cached = t < run.prompt;
+    const int64_t row = cached ? table[t / s.block_size] * s.block_size + t % s.block_size
+                               : (t - run.prompt) * s.slots + ancestors[t - run.prompt];
+    const int64_t at = (row * s.kv_heads + head) * s.size;
+    k[i] = data_of<const C>(cached ? a->k_cache : a->k_steps) + at;
+    v[i] = data_of<const C>(cached ? a->v_cache : a->v_steps) + at;
+  }
+}
+
+// scores[i] = q · k[i], four keys at a time.
+template <class C>
+void dot_keys(const float* q, const C* const* k, int64_t count, int64_t size, float* scores) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    Vec s0 = Vec::zero(), s1 = s0, s2 = s0, s3 = s0;
+    const C *k0 = k[i], *k1 = k[i + 1], *k2 = k[i + 2], *k3 = k[i + 3];
+    for_each_vec(size, [&](int64_t d, int n) {
+      const Vec x = load(q + d, n);
+      s0 = fma(x, load(k0 + d, n), s0);
+      s1 = fma(x, load(k1 + d, n), s1);
+      s2 = fma(x, load(k2 + d, n), s2);
+      s3 = fma(x, load(k3 + d, n), s3);
+    });
+    scores[i] = reduce_add(s0);
+    scores[i + 1] = reduce_add(s1);
+    scores[i + 2] = reduce_add(s2);
+    scores[i + 3] = reduce_add(s3);
+  }
+  for (; i < count; i++) {
+    Vec sum = Vec::zero();
+    for_each_vec(size, [&](int64_t d, int n) { sum = fma(load(q + d, n), load(k[i] + d, n), sum); });
+    scores[i] = reduce_add(sum);
+  }
+}
+
+// o = o * decay + Σ p[i] v[i].
+template <class C>
+void add_values(float* o, float decay, const float* p, const C* const* v, int64_t count, int64_t size) {
+  int64_t d = 0;
+  for (; d + 4 * Vec::width <= size; d += 4 * Vec::width) {
+    constexpr int w = Vec::width;
+    const Vec f = Vec::broadcast(decay);
+    Vec o0 = Vec::load(o + d) * f, o1 = Vec::load(o + d + w) * f, o2 = Vec::load(o + d + 2 * w) * f,
+        o3 = Vec::load(o + d + 3 * w) * f;
+    for (int64_t i = 0; i < count; i++) {
+      const Vec x = Vec::broadcast(p[i]);
+      const C* from = v[i] + d;
+      o0 = fma(x, Vec::load(from), o0);
+      o1 = fma(x, Vec::load(from + w), o1);
+      o2 = fma(x, Vec::load(from + 2 * w), o2);
+      o3 = fma(x, Vec::load(from + 3 * w), o3);
+    }
+    o0.store(o + d);
+    o1.store(o + d + w);
+    o2.store(o + d + 2 * w);
+    o3.store(o + d + 3 * w);
+  }
+  for_vectors(d, size, [&](int64_t at, int n) {
+    Vec sum = load(o + at, n) * Vec::broadcast(decay);
+    for (int64_t i = 0; i < count; i++) sum = fma(Vec::broadcast(p[i]), load(v[i] + at, n), sum);
+    store(sum, o + at, n);
+  });
+}
+
+// Scores become e^(s - highest) in place; returns the factor for what was summed before.
+float soften(float* scores, int64_t count, Partial& state, float scale) {
+  float highest = state.highest;
+  for (int64_t i = 0; i < count; i++) {
+    scores[i] *= scale;
+    highest = scores[i] > highest ? scores[i] : highest;
+  }
+  for (int64_t i = count; i < round_up(count, Vec::width); i++) scores[i] = -__builtin_inff();
+  const float decay = state.highest == -__builtin_inff() ? 0.0f : expf(state.highest - highest);
+  Vec total = Vec::zero();
+  for (int64_t i = 0; i < count; i += Vec::width) {
+    Vec p = exp(Vec::load(scores + i) - Vec::broadcast(highest));
+    p.store(scores + i);
+    total = total + p;
+  }
+  state.total = state.total * decay + reduce_add(total);
+  state.highest = highest;
+  return decay;
+}
+
+// q of the heads of one group as float32, then the run in chunks: keys and values are read once for all heads.
+template <class T, class C>
+void run_task(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t kv_head, float* q, float* partials) {
+  const T* from = data_of<const T>(a->q) + (run.sequence * s.heads + kv_head * s.group) * s.size;
+  for_each_vec(s.group * s.size, [&](int64_t i, int n) { store(load(from + i, n), q + i, n); });
+  auto partial = [&](int64_t h) { return reinterpret_cast<Partial*>(partials + h * (s.size + 2)); };
+  for (int64_t h = 0; h < s.group; h++) {
+    *partial(h) = {-__builtin_inff(), 0};
+    std::memset(partial(h)->o(), 0, s.size * sizeof(float));
+  }
+  const C *k[kChunk], *v[kChunk];
+  float scores[kChunk];
+  for (int64_t t = run.begin; t < run.end; t += kChunk) {
+    const int64_t count = least(kChunk, run.end - t);
+    token_rows<C>(a, s, run, t, count, kv_head, k, v);
+    for (int64_t h = 0; h < s.group; h++) {
+      dot_keys(q + h * s.size, k, count, s.size, scores);
+      const float decay = soften(scores, count, *partial(h), static_cast<float>(a->scale));
+      add_values(partial(h)->o(), decay, scores, v, count, s.size);
+    }
+  }
+}
+
+// Merges the partials of one head; the runs lie `stride` partials apart.
+template <class T>
+void merge(T* o, const float* partials, int64_t runs, int64_t stride, int64_t size) {
+  float highest = -__builtin_inff(), total = 0;
+  for (int64_t r = 0; r < runs; r++) highest = partials[r * stride] > highest ? partials[r * stride] : highest;
+  for (int64_t r = 0; r < runs; r++) {
+    if (partials[r * stride] > -__builtin_inff()) total += partials[r * stride + 1] * expf(partials[r * stride] - highest);
+  }
+  const float inverse = total > 0 ? 1 / total : 0;
+  for_each_vec(size, [&](int64_t d, int n) {
+    Vec sum = Vec::zero();
+    for (int64_t r = 0; r < runs; r++) {
+      const float* part = partials + r * stride;
+      if (part[0] > -__builtin_inff()) {
+        sum = fma(load(part + 2 + d, n), Vec::broadcast(expf(part[0] - highest) * inverse), sum);
+      }
+    }
+    store(sum, o + d, n);
+  });
+}
+
+template <class T, class C>
+qt_status decode(qt_stream* stream, const qt_attention_decode_args* a, const Shape& s) {
+  const int32_t* lengths = data_of<const int32_t>(a->lengths);
+  int64_t* first = stream->scratch_of<int64_t>(s.batch + 1);  // the first run of each sequence
+  if (!first) return out_of_scratch(stream);
+  first[0] = 0;
+  for (int64_t b = 0; b < s.batch; b++) first[b + 1] = first[b] + ceil_div(lengths[b] + s.steps, kRun);
+  const int64_t runs = first[s.batch], stride = s.size + 2;
+  Run* list = stream->scratch_of<Run>(runs + 1);
+  float* partials = stream->scratch_of<float>(runs * s.heads * stride + 1);  // [runs, H, (highest, total, o)]
+  float* q = stream->scratch_of<float>(stream->workers() * s.group * s.size);
+  if (!list || !partials || !q) return out_of_scratch(stream);
+  for (int64_t b = 0; b < s.batch; b++) {
+    for (int64_t r = first[b]; r < first[b + 1]; r++) {
+      const int64_t begin = (r - first[b]) * kRun;
+      list[r] = {b, begin, least(begin + kRun, lengths[b] + s.steps), lengths[b]};
+    }
+  }
+  stream->parallel_for_worker(runs * s.kv_heads, [&](int64_t task, int worker) {
+    const int64_t r = task / s.kv_heads, kv_head = task % s.kv_heads;
+    run_task<T, C>(a, s, list[r], kv_head, q + worker * s.group * s.size,
+                   partials + (r * s.heads + kv_head * s.group) * stride);
+  });
+  for_chunks(stream, s.batch * s.heads, 32, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t b = i / s.heads, h = i % s.heads;
+      merge(data_of<T>(a->o) + i * s.size, partials + (first[b] * s.heads + h) * stride, first[b + 1] - first[b],
+            s.heads * stride, s.size);
+    }
+  });
+  return QT_OK;
+}
+
+}  // namespace
+
+qt_status attention_decode(qt_stream* stream, const qt_attention_decode_args* a) {
+  const int64_t heads = a->q->shape[1], kv_heads = a->k_cache->shape[2];
+  const Shape s{a->q->shape[0],
+                heads,
+                kv_heads,
+                a->q->shape[2],
+                heads / kv_heads,
+                a->k_cache->shape[1],
+                last_of(a->block_table),
+                last_of(a->ancestors),
+                a->k_steps->shape[1],
+                *data_of<const int32_t>(a->steps)};
+  qt_status status = check_tables(stream, a, s);
+  if (status != QT_OK) return status;
+  return with_activation(stream, a->q->dtype, [&](auto q_type) {
+    return with_activation(stream, a->k_cache->dtype,
+                           [&](auto cache_type) { return decode<decltype(q_type), decltype(cache_type)>(stream, a, s); });
+  });
+}
+
+qt_status kv_write(qt_stream* stream, const qt_kv_write_args* args) {
+  const int64_t tokens = args->slots->elements, slots = args->k_cache->shape[0] * args->k_cache->shape[1];
+  const int64_t width = args->k_cache->shape[2] * args->k_cache->shape[3];
+  const int32_t* slot = data_of<const int32_t>(args->slots);
+  for (int64_t t = 0; t < tokens; t++) {
+    if (slot[t] < -1 || slot[t] >= slots) {
+      return stream->host->fail(stream, QT_INVALID_ARGUMENT, "slots[%lld] is %d, expected -1 to %lld",
+                                static_cast<long long>(t), slot[t], static_cast<long long>(slots - 1));
+    }
+  }
+  return with_activation(stream, args->k_cache->dtype, [&](auto cache_type) {
+    return with_activation(stream, args->k->dtype, [&](auto type) {
+      using C = decltype(cache_type);
+      using T = decltype(type);
+      for_chunks(stream, tokens, rows_per_task(2 * width), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; t++) {
+          if (slot[t] < 0) continue;
+          C *to_k = data_of<C>(args->k_cache) + slot[t] * width, *to_v = data_of<C>(args->v_cache) + slot[t] * width;
+          const T *k = data_of<const T>(args->k) + t * width, *v = data_of<const T>(args->v) + t * width;
+          for_each_vec(width, [&](int64_t i, int n) {
+            store(load(k + i, n), to_k + i, n);
+            store(load(v + i, n), to_v + i, n);
+          });
+        }
+      });
+      return QT_OK;
+    });
+  });
+}
+
+}  // namespace quantune::cpu::QT_CPU_VARIANT

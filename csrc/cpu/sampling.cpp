@@ -1,0 +1,375 @@
+// From logits to tokens: log-softmax, the processors of transformers' generate, argmax and sampling. Logits are [B, V] float32.
+#include <cmath>
+
+#include "dispatch.h"
+#include "philox.h"
+
+namespace quantune::cpu::QT_CPU_VARIANT {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+float row_max(const float* x, int64_t n) {
+  Vec lanes = Vec::broadcast(-kInfinity);
+  const int64_t whole = n - n % Vec::width;
+  for_each_vec(whole, [&](int64_t i, int) { lanes = max(lanes, Vec::load(x + i)); });
+  float highest = reduce_max(lanes);
+  for (int64_t i = whole; i < n; i++) highest = x[i] > highest ? x[i] : highest;
+  return highest;
+}
+
+// log Σ e^x, in runs so that float32 sums stay short. A row of nothing but -inf gives -inf.
+float log_sum_exp(const float* x, int64_t n, float highest) {
+  if (highest == -kInfinity) return highest;
+  constexpr int64_t kRun = 1024;
+  const Vec top = Vec::broadcast(highest);
+  double total = 0;
+  for (int64_t start = 0; start < n; start += kRun) {
+    Vec lanes = Vec::zero();
+    const int64_t end = least(start + kRun, n), whole = end - (end - start) % Vec::width;
+    for_vectors(start, whole, [&](int64_t i, int) { lanes = lanes + exp(Vec::load(x + i) - top); });
+    total += reduce_add(lanes);
+    for (int64_t i = whole; i < end; i++) total += expf(x[i] - highest);
+  }
+  return highest + static_cast<float>(::log(total));
+}
+
+// One call's token history: its processors read history[0 .. length). What is no column of the logits (padding below 0, tokens
+// that the head does not have) cannot be generated: it stands in n-grams and changes no logit.
+struct History {
+  const int32_t* tokens;
+  int64_t length, width;
+
+  bool generable(int64_t i) const { return tokens[i] >= 0 && tokens[i] < width; }
+};
+
+// Positive logits are divided, negative ones multiplied; reading all before writing any gives each distinct token one penalty.
+void penalize_repetition(float* logits, const History& history, float penalty, float* penalized) {
+  for (int64_t i = 0; i < history.length; i++) {
+    if (!history.generable(i)) continue;
+    float logit = logits[history.tokens[i]];
+    penalized[i] = logit > 0 ? logit / penalty : logit * penalty;
+  }
+  for (int64_t i = 0; i < history.length; i++) {
+    if (history.generable(i)) logits[history.tokens[i]] = penalized[i];
+  }
+}
+
+// Bans every token that would complete an n-gram that the history already has.
+void ban_repeated_ngrams(float* logits, const History& history, int64_t n) {
+  const int32_t* last = history.tokens + history.length - (n - 1);
+  for (int64_t i = 0; i + n <= history.length; i++) {
+    int64_t same = 0;
+    while (same < n - 1 && history.tokens[i + same] == last[same]) same++;
+    if (same == n - 1 && history.generable(i + n - 1)) logits[history.tokens[i + n - 1]] = -kInfinity;
+  }
+}
+
+}  // namespace
+
+qt_status log_softmax(qt_stream* stream, const qt_log_softmax_args* args) {
+  const int64_t width = last_of(args->x), rows = width ? args->x->elements / width : 0;
+  stream->parallel_for(rows, [&](int64_t row) {
+    const float* x = data_of<const float>(args->x) + row * width;
+    float* y = data_of<float>(args->y) + row * width;
+    const Vec total = Vec::broadcast(log_sum_exp(x, width, row_max(x, width)));
+    for_each_vec(width, [&](int64_t i, int n) { store(load(x + i, n) - total, y + i, n); });
+  });
+  return QT_OK;
+}
+
+qt_status logits_process(qt_stream* stream, const qt_logits_process_args* args) {
+  const int64_t width = last_of(args->logits), rows = rows_of(args->logits), columns = last_of(args->history);
+  const float penalty = static_cast<float>(args->repetition_penalty);
+  if (!(penalty > 0)) {
+    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "repetition_penalty is %g, expected more than 0",
+                              args->repetition_penalty);
+  }
+  const int32_t* lengths = data_of<const int32_t>(args->lengths);
+  for (int64_t row = 0; row < rows; row++) {
+    if (lengths[row] < 0 || lengths[row] > columns) {
+      return stream->host->fail(stream, QT_INVALID_ARGUMENT, "lengths[%lld] is %d, expected 0 to %lld (the columns of history)",
+                                static_cast<long long>(row), lengths[row], static_cast<long long>(columns));
+    }
+  }
+  float* penalized = stream->scratch_of<float>(rows * columns + 1);
+  if (!penalized) return out_of_scratch(stream);
+  stream->parallel_for(rows, [&](int64_t row) {
+    float* logits = data_of<float>(args->logits) + row * width;
+    const History history{data_of<const int32_t>(args->history) + row * columns, lengths[row], width};
+    if (penalty != 1) penalize_repetition(logits, history, penalty, penalized + row * columns);
+    if (args->no_repeat_ngram_size > 0 && history.length >= args->no_repeat_ngram_size) {
+      ban_repeated_ngrams(logits, history, args->no_repeat_ngram_size);
+    }
+  });
+  return QT_OK;
+}
+
+qt_status suppress_tokens(qt_stream* stream, const qt_suppress_tokens_args* args) {
+  const int64_t width = last_of(args->logits), rows = rows_of(args->logits), count = args->ids->elements;
+  const int32_t* ids = data_of<const int32_t>(args->ids);
+  for (int64_t i = 0; i < count; i++) {
+    if (ids[i] < 0 || ids[i] >= width) {
+      return stream->host->fail(stream, QT_INVALID_ARGUMENT, "ids[%lld] is %d, expected 0 to %lld", static_cast<long long>(i),
+                                ids[i], static_cast<long long>(width - 1));
+    }
+  }
+  for (int64_t row = 0; row < rows; row++) {
+    for (int64_t i = 0; i < count; i++) data_of<float>(args->logits)[row * width + ids[i]] = -kInfinity;
+  }
+  return QT_OK;
+}
+
+qt_status argmax(qt_stream* stream, const qt_argmax_args* args) {
+  const int64_t width = last_of(args->logits), rows = width ? args->logits->elements / width : 0;
+  stream->parallel_for(rows, [&](int64_t row) {
+    const float* logits = data_of<const float>(args->logits) + row * width;
+    const float highest = row_max(logits, width);
+    int64_t best = 0;
+    while (best < width && logits[best] != highest) best++;
+    if (best == width) best = 0;  // nothing but NaN
+    data_of<int32_t>(args->tokens)[row] = static_cast<int32_t>(best);
+    if (args->values) data_of<float>(args->values)[row] = logits[best];
+  });
+  return QT_OK;
+}
+
+// ---- sampling --------------------------------------------------------------------------------------------------------
+namespace {
+
+struct Candidate {
+  float logit;
+  int32_t token;
+};
+
+// Better: the higher logit, then the lower token.
+inline bool better(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+}
+
+// A binary heap with the best candidate first: made in linear time, so that the few best of a vocabulary come cheaply.
+struct Heap {
+  Candidate* items;
+  int64_t size;
+
+  void sink(int64_t at) {
+    const Candidate moving = items[at];
+    for (int64_t child; (child = 2 * at + 1) < size; at = child) {
+      if (child + 1 < size && better(items[child + 1], items[child])) child++;
+      if (!better(items[child], moving)) break;
+      items[at] = items[child];
+    }
+    items[at] = moving;
+  }
+  void make() {
+    for (int64_t i = size / 2; i-- > 0;) sink(i);
+  }
+  // Moves the best to the place that becomes free at the end of the array.
+  Candidate pop() {
+    Candidate best = items[0];
+    items[0] = items[--size];
+    if (size) sink(0);
+    items[size] = best;
+    return best;
+  }
+};
+
+struct Warpers {
+  float temperature;
+  int64_t top_k;
+  double top_p, min_p;
+};
+
+// The candidates that temperature, top-k, top-p and min-p (in this order, as transformers' warpers) leave, best first;
+// returns how many. Ties with the k-th best stay, as in transformers. The result lies at the end of items[0 .. n).
+int64_t best_candidates(Candidate* items, int64_t n, const Warpers& warpers, Candidate** kept) {
+  Heap heap{items, n};
+  heap.make();
+  const double highest = items[0].logit;
+  int64_t count = 0;
+  double total = 0;  // of e^(logit - highest) over what top-k leaves, which top-p is a share of
+  if (warpers.top_k > 0) {
+    float lowest = 0;
+    while (heap.size > 0 && (count < warpers.top_k || heap.items[0].logit == lowest)) {
+      lowest = heap.pop().logit;
+      total += ::exp(lowest - highest);
+      count++;
+    }
+  } else {
+    for (int64_t i = 0; i < n; i++) total += ::exp(items[i].logit - highest);
+  }
+  const int64_t limit = warpers.top_k > 0 ? count : n;
+  int64_t left = 0;
+  double before = 0;
+  for (; left < limit; left++) {
+    if (left >= n - heap.size) heap.pop();
+    const double weight = ::exp(items[n - 1 - left].logit - highest);
+    if (left > 0 && warpers.top_p < 1 && before >= warpers.top_p * total) break;
+    if (left > 0 && weight < warpers.min_p) break;  // the best candidate's weight is 1
+    before += weight;
+  }
+  *kept = items + n - 1;  // best first means walking down from here
+  return left;
+}
+
+struct Draw {
+  int64_t token;
+  bool found;
+};
+
+// Without a filter no order is needed: the first token at which the running sum passes the drawn share of the whole.
+int64_t draw_from_all(const float* logits, int64_t n, float temperature, float highest, double uniform, float* weights) {
+  constexpr int64_t kRun = 256;
+  const Vec top = Vec::broadcast(highest), t = Vec::broadcast(1.0f / temperature);
+  double total = 0;
+  for_each_vec(n, [&](int64_t i, int count) { store(exp((load(logits + i, count) - top) * t), weights + i, count); });
+  auto run_sum = [&](int64_t start) {
+    double sum = 0;
+    for (int64_t i = start; i < least(start + kRun, n); i++) sum += weights[i];
+    return sum;
+  };
+  for (int64_t start = 0; start < n; start += kRun) total += run_sum(start);
+  double target = uniform * total;
+  int64_t last = 0;
+  for (int64_t start = 0; start < n; start += kRun) {
+    const double sum = run_sum(start);
+    if (target >= sum) {
+      target -= sum;
+      continue;
+    }
+    for (int64_t i = start; i < least(start + kRun, n); i++) {
+      if (weights[i] > 0) last = i;
+      if (target < weights[i]) return i;
+      target -= weights[i];
+    }
+    return last;
+  }
+  for (int64_t i = n; i-- > 0;) {  // rounding left a crumb: the last token that can be drawn
+    if (weights[i] > 0) return i;
+  }
+  return 0;
+}
+
+int64_t draw_from_best(const float* logits, int64_t n, const Warpers& warpers, double uniform, Candidate* items) {
+  for (int64_t i = 0; i < n; i++) items[i] = {logits[i] / warpers.temperature, static_cast<int32_t>(i)};
+  Candidate* best;
+  const int64_t count = best_candidates(items, n, warpers, &best);
+  double total = 0;
+  for (int64_t i = 0; i < count; i++) total += ::exp(static_cast<double>(best[-i].logit) - best[0].logit);
+  double target = uniform * total;
+  for (int64_t i = 0; i < count; i++) {
+    const double weight = ::exp(static_cast<double>(best[-i].logit) - best[0].logit);
+    if (target < weight) return best[-i].token;
+    target -= weight;
+  }
+  return best[0].token;
+}
+
+}  // namespace
+
+// Each row draws with its own Philox number, so that a sequence samples the same tokens alone and in a batch.
+qt_status sample(qt_stream* stream, const qt_sample_args* args) {
+  const int64_t width = last_of(args->logits), rows = width ? args->logits->elements / width : 0;
+  const Warpers warpers{static_cast<float>(args->temperature), args->top_k, args->top_p, args->min_p};
+  if (!(args->temperature > 0)) {
+    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "temperature is %g, expected more than 0", args->temperature);
+  }
+  if (args->top_k < 0 || !(args->top_p > 0 && args->top_p <= 1) || !(args->min_p >= 0 && args->min_p <= 1)) {
+    return stream->host->fail(stream, QT_INVALID_ARGUMENT,
+                              "expected top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1; got %lld, %g, %g",
+                              static_cast<long long>(args->top_k), args->top_p, args->min_p);
+  }
+  const bool filtered = (args->top_k > 0 && args->top_k < width) || args->top_p < 1 || args->min_p > 0;
+  void* scratch = stream->scratch(rows * width * static_cast<int64_t>(filtered ? sizeof(Candidate) : sizeof(float)));
+  if (rows && !scratch) return out_of_scratch(stream);
+  const uint32_t* rng = data_of<const uint32_t>(args->rng);
+  stream->parallel_for(rows, [&](int64_t row) {
+    const float* logits = data_of<const float>(args->logits) + row * width;
+    const float highest = row_max(logits, width);
+    PhiloxBlock<1> block({rng[2 * row], 0}, rng[2 * row + 1], 0x73616d70u, 0, 0);  // "samp": apart from all other draws
+    const double uniform =
+        (static_cast<double>(block.word[0][0] >> 5) * 67108864.0 + (block.word[1][0] >> 6)) / 9007199254740992.0;
+    int64_t token = filtered ? draw_from_best(logits, width, warpers, uniform, static_cast<Candidate*>(scratch) + row * width)
+                             : draw_from_all(logits, width, warpers.temperature, highest, uniform,
+                                             static_cast<float*>(scratch) + row * width);
+    data_of<int32_t>(args->tokens)[row] = static_cast<int32_t>(token);
+    if (args->log_probs) data_of<float>(args->log_probs)[row] = logits[token] - log_sum_exp(logits, width, highest);
+  });
+  return QT_OK;
+}
+
+// ---- beams -----------------------------------------------------------------------------------------------------------
+namespace {
+
+// The k best of a row, kept with the worst at the root so that most of a vocabulary fails one comparison.
+struct WorstFirst {
+  Candidate* items;
+  int64_t capacity, size;
+
+  void push(const Candidate& candidate) {
+    int64_t at;
+    if (size < capacity) {
+      at = size++;
+      for (; at > 0 && better(items[(at - 1) / 2], candidate); at = (at - 1) / 2) items[at] = items[(at - 1) / 2];
+    } else {
+      if (!better(candidate, items[0])) return;
+      at = 0;
+      for (int64_t child; (child = 2 * at + 1) < size; at = child) {
+        if (child + 1 < size && better(items[child], items[child + 1])) child++;
+        if (!better(candidate, items[child])) break;
+        items[at] = items[child];
+      }
+    }
+    items[at] = candidate;
+  }
+  bool admits(float logit) const { return size < capacity ? logit == logit : logit > items[0].logit; }
+};
+
+}  // namespace
+
+qt_status beam_topk(qt_stream* stream, const qt_beam_topk_args* args) {
+  const int64_t width = last_of(args->log_probs), rows = rows_of(args->log_probs);
+  const int64_t prompts = rows_of(args->scores), k = last_of(args->scores), beams = prompts ? rows / prompts : 0;
+  if (k > beams * width) {
+    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "the %lld best of %lld candidates were asked for",
+                              static_cast<long long>(k), static_cast<long long>(beams * width));
+  }
+  // Candidates carry beam * width + token as their token, which must fit.
+  if (beams * width > INT32_MAX) return stream->host->fail(stream, QT_INVALID_ARGUMENT, "too many beams for the vocabulary");
+  Candidate* scratch = stream->scratch_of<Candidate>((rows + prompts) * k + 1);
+  int64_t* sizes = stream->scratch_of<int64_t>(rows + 1);
+  if (!scratch || !sizes) return out_of_scratch(stream);
+  stream->parallel_for(rows, [&](int64_t row) {
+    const float* log_probs = data_of<const float>(args->log_probs) + row * width;
+    const float base = data_of<const float>(args->beam_scores)[row];
+    const int32_t first = static_cast<int32_t>(row % beams * width);
+    WorstFirst best{scratch + row * k, k, 0};
+    for (int64_t start = 0; start < width; start += 64) {
+      const int64_t end = least(start + 64, width);
+      if (best.size == k && !best.admits(base + row_max(log_probs + start, end - start))) continue;
+      for (int64_t v = start; v < end; v++) {
+        const float score = log_probs[v] + base;
+        if (best.admits(score)) best.push({score, first + static_cast<int32_t>(v)});
+      }
+    }
+    sizes[row] = best.size;
+  });
+  for (int64_t p = 0; p < prompts; p++) {
+    WorstFirst best{scratch + (rows + p) * k, k, 0};
+    for (int64_t row = p * beams; row < (p + 1) * beams; row++) {
+      for (int64_t i = 0; i < sizes[row]; i++) best.push(scratch[row * k + i]);
+    }
+    Heap order{best.items, best.size};
+    order.make();
+    for (int64_t i = 0; i < k; i++) {
+      // Fewer candidates than k are left only when the others are NaN.
+      const Candidate next = order.size ? order.pop() : Candidate{-kInfinity, 0};
+      data_of<float>(args->scores)[p * k + i] = next.logit;
+      data_of<int32_t>(args->beams)[p * k + i] = static_cast<int32_t>(next.token / width);
+      data_of<int32_t>(args->tokens)[p * k + i] = static_cast<int32_t>(next.token % width);
+    }
+  }
+  return QT_OK;
+}
+
+}  // namespace quantune::cpu::QT_CPU_VARIANT
