@@ -111,16 +111,10 @@ export function applyChatTemplate(
   )
   const render: RenderStart = (count, prompt) => {
     const chat = { messages: messages.slice(0, count), tools, add_generation_prompt: prompt }
-    const { text, spans } = template.render({ documents: null, ...specialTokens, ...variables, ...chat }, date)
-    // Spans are looked for in what the tokens spell, so the text is brought to that form here.
-    const normalize = (part: string) => tokenizer.normalize(part)
-    return {
-      text: normalize(text),
-      spans: spans?.map(([a, b]) => [normalize(text.slice(0, a)).length, normalize(text.slice(0, b)).length]) ?? null,
-    }
+    return template.render({ documents: null, ...specialTokens, ...variables, ...chat }, date)
   }
   let { text, spans } = render(messages.length, addGenerationPrompt)
-  if (continueFinalMessage) text = cutAfterFinalMessage(text, tokenizer.normalize(String(messages.at(-1)!.content ?? '')))
+  if (continueFinalMessage) text = cutAfterFinalMessage(text, String(messages.at(-1)!.content ?? ''))
   if (!tokenize) return text
 
   const inputIds = tokenizer.encode(text, { addSpecialTokens: false })
@@ -129,12 +123,7 @@ export function applyChatTemplate(
     text,
     inputIds,
     get assistantMask() {
-      mask ??= maskOf(
-        tokenizer,
-        inputIds,
-        text,
-        (starts) => spans ?? spansByStructure(tokenizer, messages, text, inputIds, starts, render),
-      )
+      mask ??= maskOf(tokenizer, inputIds, text, spans ?? spansByStructure(tokenizer, messages, text, inputIds, render))
       return mask
     },
   }
@@ -148,23 +137,15 @@ function cutAfterFinalMessage(text: string, content: string): string {
   return text.slice(0, at + (text.startsWith(kept, at) ? kept : content.trim()).length)
 }
 
-/** Byte offsets of UTF-16 positions of a text. */
-const bytePosition = (text: string, index: number) => Buffer.byteLength(text.slice(0, index))
-
-/** 1 for each token that lies in a span or reaches into it. */
-export function maskOf(
-  tokenizer: Tokenizer,
-  inputIds: readonly number[],
-  text: string,
-  spansOf: (starts: Int32Array) => readonly Span[],
-): number[] {
-  const starts = tokenizer.tokenOffsets(inputIds, text)
+/** 1 for each token that lies in one of the spans of `text` or reaches into it. */
+export function maskOf(tokenizer: Tokenizer, inputIds: readonly number[], text: string, spans: readonly Span[]): number[] {
+  const starts = tokenizer.tokenOffsets(inputIds, tokenizer.normalize(text))
   if (!starts)
     throw invalidArgument('the tokenizer changes this text before it splits it, so its tokens cannot be found in it again')
+  const byteAt = (index: number) => Buffer.byteLength(tokenizer.normalize(text.slice(0, index)))
   const mask = new Array<number>(inputIds.length).fill(0)
-  for (const [from, to] of spansOf(starts)) {
-    const begin = bytePosition(text, from)
-    const end = bytePosition(text, Math.min(to, text.length))
+  for (const [from, to] of spans) {
+    const [begin, end] = [byteAt(from), byteAt(to)]
     for (let t = 0; t < mask.length; t++) if (starts[t]! < end && starts[t + 1]! > begin) mask[t] = 1
   }
   return mask
@@ -179,28 +160,32 @@ function spansByStructure(
   messages: readonly ChatMessage[],
   text: string,
   inputIds: readonly number[],
-  starts: Int32Array,
   render: RenderStart,
 ): Span[] {
-  const toIndex = indexOfByte(text)
-  const specials = inputIds.flatMap((id, t) =>
-    tokenizer.specialTokenIds.has(id) ? [[toIndex(starts[t]!), toIndex(starts[t + 1]!)] as const] : [],
-  )
+  const specials = specialSpans(tokenizer, inputIds, text)
   return messages.flatMap((message, index): Span[] => {
     if (message.role !== 'assistant') return []
     const begin = endOfPrompt(text, index, render)
     const whole = index + 1 < messages.length ? render(index + 1, false).text : text
     const limit = whole.length > begin && text.startsWith(whole) ? whole.length : text.length
-    const contentEnd = endOfContent(
-      text,
-      begin,
-      limit,
-      tokenizer.normalize(typeof message.content === 'string' ? message.content : ''),
-    )
+    const contentEnd = endOfContent(text, begin, limit, typeof message.content === 'string' ? message.content : '')
     const inside = specials.filter(([from, to]) => from >= (contentEnd ?? begin) && to <= limit)
     // Where the template rewrote the content, only the last special token of the message can be told to end the turn.
     const endOfTurn = contentEnd === null ? inside.at(-1) : inside[0]
     return begin < limit ? [[begin, endOfTurn?.[1] ?? limit]] : []
+  })
+}
+
+/** Where the special tokens of an encoded text stand in it: each is found literally, in order. */
+function specialSpans(tokenizer: Tokenizer, inputIds: readonly number[], text: string): Span[] {
+  let at = 0
+  return inputIds.flatMap((id): Span[] => {
+    if (!tokenizer.specialTokenIds.has(id)) return []
+    const content = tokenizer.convertIdsToTokens(id)!
+    const from = text.indexOf(content, at)
+    if (from < 0) return []
+    at = from + content.length
+    return [[from, at]]
   })
 }
 
@@ -233,10 +218,4 @@ function endOfContent(text: string, begin: number, limit: number, content: strin
   if (trimmed === '') return null
   const at = text.indexOf(trimmed, begin)
   return at >= 0 && at + trimmed.length <= limit ? at + trimmed.length : null
-}
-
-/** UTF-16 positions of byte offsets of a text, at character boundaries. */
-function indexOfByte(text: string): (byte: number) => number {
-  const bytes = Buffer.from(text)
-  return (byte) => bytes.toString('utf8', 0, byte).length
 }

@@ -2,6 +2,9 @@ import { Tokenizer as Encoder } from '@huggingface/tokenizers'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import type { JsonObject } from '../formats/json.js'
 import { type ApplyChatTemplateOptions, applyChatTemplate, type ChatMessage, type RenderedChat, templatesOf } from './chat.js'
+
+export type { ApplyChatTemplateOptions, ChatMessage, RenderedChat } from './chat.js'
+
 import { alignTokens, byteFallback, bytesOfToken, type Spelling, spellingOf, unicodeForm } from './token-bytes.js'
 import {
   type AddedToken,
@@ -198,10 +201,11 @@ export class Tokenizer {
     return alignTokens(pieces, new TextEncoder().encode(text))
   }
 
-  /** The Unicode normalization that the tokenizer applies before it encodes; most apply none. */
+  /** The form of a text that its tokens spell: after Unicode normalization, if any; SentencePiece's word mark is a space. */
   normalize(text: string): string {
     const form = unicodeForm(this.#files.tokenizer)
-    return form === null ? text : text.normalize(form)
+    const spaced = this.#spelling === 'sentencepiece' ? text.replaceAll('\u2581', ' ') : text
+    return form === null ? spaced : spaced.normalize(form)
   }
 
   /** The id of a token as the vocabulary spells it, null when it has none. */
