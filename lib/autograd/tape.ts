@@ -22,6 +22,8 @@ const tapes = new WeakMap<Tensor, Tape>()
 export class Tape {
   /** The tape that operations record on; null: nothing is recorded. */
   static current: Tape | null = null
+  /** Inside `noGrad`: who would begin a tape of its own (a model's forward call) does not. */
+  static disabled = false
 
   readonly #entries: Entry[] = []
   readonly #tracked: Set<Tensor>
@@ -116,9 +118,15 @@ export function withTape<T>(tape: Tape | null, fn: () => T): T {
   }
 }
 
-/** Runs `fn` without recording. */
+/** Runs `fn` without recording; models called inside keep nothing for a backward pass. */
 export function noGrad<T>(fn: () => T): T {
-  return withTape(null, fn)
+  const previous = Tape.disabled
+  Tape.disabled = true
+  try {
+    return withTape(null, fn)
+  } finally {
+    Tape.disabled = previous
+  }
 }
 
 /** The tape to record on if a gradient flows to one of the tensors, or `trainable` says that one is wanted anyway; else null. */

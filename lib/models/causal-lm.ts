@@ -51,6 +51,8 @@ export interface CausalLM {
   readonly parameters: ReadonlyMap<string, Parameter>
   /** The linear layers that adapters may wrap: name without ".weight" (e.g. model.layers.0.self_attn.q_proj) → [out, in]. */
   readonly linearLayers: ReadonlyMap<string, LinearLayerInfo>
+  /** The name of the layer that embeds tokens, without ".weight". */
+  readonly embeddingName: string
   /** The name of the output layer among them; what applies to all linear layers leaves it out. */
   readonly headName: string
   /** The layers that LoRA adapts unless it is told otherwise, by the last part of their names (PEFT's choice for the architecture). */

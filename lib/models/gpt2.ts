@@ -165,6 +165,7 @@ function create(config: Gpt2Config, params: ParameterSource, { dtype }: CreateOp
     shape: config,
     parameters: build.parameters,
     linearLayers: build.linearLayers,
+    embeddingName: weights.tokens.name,
     headName: weights.head.name,
     defaultTargetModules: ['c_attn'],
     hidden,

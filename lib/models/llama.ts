@@ -176,6 +176,7 @@ function create(config: LlamaConfig, params: ParameterSource, { dtype }: CreateO
     shape: config,
     parameters: build.parameters,
     linearLayers: build.linearLayers,
+    embeddingName: weights.embedTokens.name,
     headName: weights.head.name,
     defaultTargetModules: ['q_proj', 'v_proj'],
     hidden,
