@@ -117,7 +117,7 @@ t.test('spans without tags', async (t) => {
   // the prompt alone reads otherwise
   const counts = '{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}'
   t.throws(() => green(counts, messages), { ...refused, message: /messages\[1\] cannot be found/ })
-  const strict = '{% if not messages %}{{ raise_exception("no messages") }}{% endif %}' + bare
+  const strict = `{% if not messages %}{{ raise_exception("no messages") }}{% endif %}${bare}`
   t.throws(() => green(strict, [messages[1]!]), { ...refused, cause: { message: /no messages/ } })
 })
 
