@@ -50,11 +50,22 @@ function explain(issue: Issue, schema: z.ZodType, value: unknown, name: string):
 }
 
 function unknownKey(issue: Issue, schema: z.ZodType, parameter: string): QuantuneError {
-  const key = issue.keys![0]!
   const known = objectsAt(schema, issue.path).flatMap((object) => Object.keys(object.shape))
+  return refuseKey(issue.keys![0]!, known, parameter)
+}
+
+function refuseKey(key: string, known: readonly string[], parameter: string): QuantuneError {
   const suggestion = nearest(key, known)
   const hint = suggestion ? `; did you mean "${suggestion}"?` : known.length ? `; known are ${known.join(', ')}` : ''
   return invalidArgument(`${parameter}: unknown option "${key}"${hint}`, { parameter: `${parameter}.${key}`, suggestion })
+}
+
+/** As the check of {@link parseOptions} for keys, for options that hold class instances and functions. */
+export function assertKnownKeys(value: unknown, known: readonly string[], name: string): void {
+  if (typeof value !== 'object' || value === null)
+    throw invalidArgument(`${name}: expected an object, received ${describe(value)}`)
+  const key = Object.keys(value).find((key) => !known.includes(key))
+  if (key !== undefined) throw refuseKey(key, known, name)
 }
 
 /** The alternative of a union that the value was plainly meant for: the only one that fails below its top, or in its keys. */

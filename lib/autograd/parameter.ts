@@ -57,7 +57,7 @@ export class Parameter {
       })
       this.exchange(master).dispose()
     }
-    if (!trainable) this.#dropGradient()
+    if (!trainable) this.dropGradient()
     this.#requiresGrad = trainable
   }
 
@@ -94,10 +94,11 @@ export class Parameter {
 
   dispose(): void {
     this.#value.dispose()
-    this.#dropGradient()
+    this.dropGradient()
   }
 
-  #dropGradient(): void {
+  /** Frees the gradient; the next backward pass starts a new one. */
+  dropGradient(): void {
     this.#gradient?.dispose()
     this.#gradient = null
   }

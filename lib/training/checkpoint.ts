@@ -1,0 +1,195 @@
+import { mkdir, open, readdir, rename, rm } from 'node:fs/promises'
+import { basename, join } from 'node:path'
+import type { Parameter } from '../autograd/parameter.js'
+import { invalidArgument, QuantuneError } from '../errors.js'
+import { syncFolder, writeJsonAtomically } from '../formats/atomic-file.js'
+import { elementsOf } from '../formats/dtypes.js'
+import { ioError } from '../formats/errors.js'
+import { readJsonObject } from '../formats/json.js'
+import { readSafetensorsHeader } from '../formats/safetensors.js'
+import { writeSafetensors } from '../formats/safetensors-writer.js'
+import { openWeightFiles, readTensorBytes, type StoredTensor } from '../formats/weight-files.js'
+import type { AdamW, Readable } from './optimizer.js'
+import { type RunSetup, type RunState, type SavedState, stateFromJson, stateToJson } from './state.js'
+
+export const STATE_FILE = 'trainer_state.json'
+const OPTIMIZER_FILE = 'optimizer.safetensors'
+const ADAPTER_FILE = 'adapter_model.safetensors'
+const finished = /^checkpoint-(\d+)$/
+/** Folders that are being written, replaced or deleted; the first group is the step. */
+const unfinished = /^\.checkpoint-(\d+)\.\d+\.(new|old)$/
+
+export interface CheckpointContents {
+  state: RunState
+  setup: RunSetup
+  optimizer: AdamW
+  /** Writes the adapter's or the model's files into the folder. */
+  saveModel: (folder: string) => Promise<void>
+}
+
+/**
+ * Writes `checkpoint-STEP`: everything into a hidden folder beside it, synced to the disk, then renamed. At no moment is an older
+ * checkpoint touched, nor is a half-written one under its final name.
+ *
+ * @returns its folder
+ * @throws QuantuneError `ERR_IO` (full disk, unwritable folder)
+ */
+export async function writeCheckpoint(outputDir: string, contents: CheckpointContents): Promise<string> {
+  const { state, setup, optimizer } = contents
+  const path = join(outputDir, `checkpoint-${state.globalStep}`)
+  const fresh = hiddenName(path, 'new')
+  const replaced = hiddenName(path, 'old')
+  const { steps, tensors } = optimizer.stateDict()
+  try {
+    await rm(fresh, { recursive: true, force: true })
+    await mkdir(fresh, { recursive: true })
+    await contents.saveModel(fresh)
+    const moments = [...tensors].map(([name, tensor]) => {
+      return { name, dtype: 'F32' as const, shape: tensor.shape, data: async () => (await tensor.data()) as Float32Array }
+    })
+    await writeSafetensors(join(fresh, OPTIMIZER_FILE), moments, { format: 'pt' })
+    await writeJsonAtomically(join(fresh, STATE_FILE), stateToJson(state, setup, steps))
+    await syncTree(fresh)
+    await renameIfPresent(path, replaced)
+    await rename(fresh, path)
+    await syncFolder(outputDir)
+    await rm(replaced, { recursive: true, force: true })
+    return path
+  } catch (error) {
+    await rm(fresh, { recursive: true, force: true }).catch(() => {})
+    throw ioError('cannot write', path, error)
+  }
+}
+
+/** Tidies up after a process that died while it wrote: what was being written goes, what was being replaced returns. */
+export async function recoverOutput(outputDir: string): Promise<void> {
+  const names = await listFolder(outputDir)
+  for (const name of names) {
+    const match = unfinished.exec(name)
+    if (!match) continue
+    const target = `checkpoint-${match[1]}`
+    if (match[2] === 'old' && !names.includes(target)) await rename(join(outputDir, name), join(outputDir, target))
+    else await rm(join(outputDir, name), { recursive: true, force: true })
+  }
+}
+
+interface Found {
+  path: string
+  startedAt: string
+  step: number
+}
+
+/** The folder's checkpoints that can be read, oldest first: by training, then by step. */
+export async function listCheckpoints(outputDir: string): Promise<Found[]> {
+  const found: Found[] = []
+  for (const name of await listFolder(outputDir)) {
+    if (!finished.test(name)) continue
+    const path = join(outputDir, name)
+    const saved = await readState(path).catch(() => null)
+    if (saved) found.push({ path, startedAt: saved.state.startedAt, step: saved.state.globalStep })
+  }
+  return found.sort((a, b) => (a.startedAt < b.startedAt ? -1 : a.startedAt > b.startedAt ? 1 : a.step - b.step))
+}
+
+/** Deletes the oldest checkpoints of the training that began at `startedAt` beyond `limit`, never its newest or its best. */
+export async function rotateCheckpoints(outputDir: string, limit: number, { startedAt, bestModelCheckpoint }: RunState) {
+  const own = (await listCheckpoints(outputDir)).filter((found) => found.startedAt === startedAt)
+  const best = bestModelCheckpoint && basename(bestModelCheckpoint)
+  const deletable = own.slice(0, -1).filter(({ path }) => basename(path) !== best)
+  for (const { path } of deletable.slice(0, Math.max(0, own.length - limit))) {
+    // Renamed first, so that a half-deleted folder never looks like a checkpoint.
+    const doomed = hiddenName(path, 'new')
+    await rename(path, doomed)
+    await rm(doomed, { recursive: true, force: true })
+  }
+}
+
+/**
+ * The checkpoint to resume from: a folder, or the newest one of `outputDir` (true: there must be one; 'auto': null if there is none).
+ * @throws QuantuneError `ERR_INVALID_ARGUMENT` where there is none
+ */
+export async function findCheckpoint(outputDir: string, resume: boolean | string | undefined): Promise<string | null> {
+  if (resume === undefined || resume === false) return null
+  if (resume !== true && resume !== 'auto') return resume
+  const newest = (await listCheckpoints(outputDir)).at(-1)?.path ?? null
+  if (newest === null && resume === true) {
+    throw invalidArgument(
+      `resumeFromCheckpoint: there is no checkpoint in ${outputDir}; take 'auto' to start anew in that case`,
+    )
+  }
+  return newest
+}
+
+/** @throws QuantuneError `ERR_IO`, `ERR_CORRUPT_FILE` */
+export async function readState(checkpoint: string): Promise<SavedState> {
+  const path = join(checkpoint, STATE_FILE)
+  return stateFromJson(await readJsonObject(path), path)
+}
+
+/** Loads the moments; nothing is changed where they are of other parameters. */
+export async function loadOptimizer(checkpoint: string, optimizer: AdamW, steps: Record<string, number>): Promise<void> {
+  const path = join(checkpoint, OPTIMIZER_FILE)
+  const { entries } = await readSafetensorsHeader(path)
+  const tensors = new Map<string, Readable>()
+  for (const [name, entry] of entries) tensors.set(name, { shape: entry.shape, data: () => readFloats({ ...entry, path }) })
+  await optimizer.loadStateDict({ steps, tensors })
+}
+
+/**
+ * Loads trainable parameters, under their names in the checkpoint's adapter or model files.
+ * @throws QuantuneError `ERR_ADAPTER_MISMATCH` where one is missing or has another shape; nothing is changed then
+ */
+export async function loadParameters(checkpoint: string, parameters: readonly Parameter[], ofAdapter: boolean): Promise<void> {
+  const tensors = await storedTensors(checkpoint, ofAdapter)
+  const stored = parameters.map((parameter) => {
+    const tensor = tensors.get(parameter.name)
+    if (tensor?.shape.join() === parameter.shape.join()) return tensor
+    const found = tensor ? `shape [${tensor.shape.join(', ')}]` : 'nothing'
+    const expected = `"${parameter.name}" with shape [${parameter.shape.join(', ')}]`
+    throw new QuantuneError('ERR_ADAPTER_MISMATCH', `${checkpoint}: expected ${expected}, found ${found}`, {
+      details: { checkpoint, parameter: parameter.name },
+    })
+  })
+  for (const [i, parameter] of parameters.entries()) parameter.value.write(await readFloats(stored[i]!))
+}
+
+async function storedTensors(checkpoint: string, ofAdapter: boolean): Promise<ReadonlyMap<string, StoredTensor>> {
+  if (!ofAdapter) return (await openWeightFiles(checkpoint)).tensors
+  const path = join(checkpoint, ADAPTER_FILE)
+  const { entries } = await readSafetensorsHeader(path)
+  return new Map([...entries].map(([name, entry]) => [name, { ...entry, path }]))
+}
+
+async function readFloats(tensor: StoredTensor): Promise<Float32Array> {
+  const elements = elementsOf(tensor.dtype, await readTensorBytes(tensor))
+  if (elements instanceof Float32Array) return elements
+  throw new QuantuneError('ERR_CORRUPT_FILE', `${tensor.path}: tensor "${tensor.name}" is ${tensor.dtype}, expected floats`)
+}
+
+const hiddenName = (path: string, state: 'new' | 'old') => join(path, '..', `.${basename(path)}.${process.pid}.${state}`)
+
+async function listFolder(path: string): Promise<string[]> {
+  return readdir(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return []
+    throw ioError('cannot read', path, error)
+  })
+}
+
+async function renameIfPresent(from: string, to: string): Promise<void> {
+  await rm(to, { recursive: true, force: true })
+  await rename(from, to).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error
+  })
+}
+
+/** Forces a folder's files to the disk, so that the rename which follows can't overtake them. */
+async function syncTree(folder: string): Promise<void> {
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name)
+    if (entry.isDirectory()) await syncTree(path)
+    if (!entry.isFile()) continue
+    const file = await open(path, 'r+')
+    await file.sync().finally(() => file.close())
+  }
+  await syncFolder(folder)
+}
