@@ -14,13 +14,22 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
   if (!tape) return y
   const needsGate = tape.tracks(gate)
   const needsUp = tape.tracks(up)
-  tape.record(y, [gate, up], (dy, gradients) => {
-    const dGate = Tensor.empty(gate.device, gate.shape, gate.dtype)
-    const dUp = Tensor.empty(up.device, up.shape, up.dtype)
-    ops.swiglu_backward(dGate, dUp, dy.tensor, gate, up)
-    if (needsGate) gradients.give(gate, dGate)
-    if (needsUp) gradients.give(up, dUp)
-  })
+  tape.record(
+    y,
+    [gate, up],
+    (dy, gradients) => {
+      const dGate = Tensor.empty(gate.device, gate.shape, gate.dtype)
+      const dUp = Tensor.empty(up.device, up.shape, up.dtype)
+      ops.swiglu_backward(dGate, dUp, dy.tensor, gate, up)
+      if (needsGate) gradients.give(gate, dGate)
+      if (needsUp) gradients.give(up, dUp)
+    },
+    () => {
+      const again = Tensor.empty(gate.device, gate.shape, gate.dtype)
+      ops.swiglu(again, gate, up)
+      return again
+    },
+  )
   return y
 }
 
@@ -29,10 +38,19 @@ export function activation(x: Tensor, name: ActivationKind): Tensor {
   const kind = ACTIVATION_KINDS[name]
   const y = Tensor.empty(x.device, x.shape, x.dtype)
   ops.activation(y, x, kind)
-  recordingFor([x])?.record(y, [x], (dy, gradients) => {
-    const dx = Tensor.empty(x.device, x.shape, x.dtype)
-    ops.activation_backward(dx, dy.tensor, x, kind)
-    gradients.give(x, dx)
-  })
+  recordingFor([x])?.record(
+    y,
+    [x],
+    (dy, gradients) => {
+      const dx = Tensor.empty(x.device, x.shape, x.dtype)
+      ops.activation_backward(dx, dy.tensor, x, kind)
+      gradients.give(x, dx)
+    },
+    () => {
+      const again = Tensor.empty(x.device, x.shape, x.dtype)
+      ops.activation(again, x, kind)
+      return again
+    },
+  )
   return y
 }

@@ -1,7 +1,7 @@
 import { invalidArgument } from '../errors.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { Parameter } from './parameter.js'
-import { recordingFor } from './tape.js'
+import { recordingFor, type Tape } from './tape.js'
 
 /** Dropout drawn from counters: the same `rng` (int32 [4]: seed lo, seed hi, step, micro-batch), site and element give the same bit. */
 export interface DropoutDraw {
@@ -55,48 +55,67 @@ export function drawDropout(x: Tensor, { rng, site, p }: DropoutDraw): Tensor {
 export function linear(x: Tensor, operands: LinearOperands): Tensor {
   checkLinearInput(x, operands)
   const { weight, bias, lora } = operands
-  const transposed = operands.transposed ? 1 : 0
-  const [outputs] = linearSize(operands)
-  const { ops } = x.device
   const trainsLora = lora !== null && (lora.a.requiresGrad || lora.b.requiresGrad)
-  const trains = weight.requiresGrad || bias?.requiresGrad === true || trainsLora
-  const tape = recordingFor([x], trains)
+  const tape = recordingFor([x], weight.requiresGrad || bias?.requiresGrad === true || trainsLora)
 
-  const y = Tensor.empty(x.device, [x.shape[0]!, outputs], x.dtype)
+  const rows = x.shape[0]!
+  const y = Tensor.empty(x.device, [rows, linearSize(operands)[0]], x.dtype)
   const loraX = lora?.dropout ? drawDropout(x, lora.dropout) : null
-  const loraH = tape && lora && trainsLora ? Tensor.empty(x.device, [x.shape[0]!, lora.a.shape[0]!], 'float32') : null
+  const loraH = tape && trainsLora ? Tensor.empty(x.device, [rows, lora.a.shape[0]!], 'float32') : null
   const a = lora?.a.value ?? null
   const b = lora?.b.value ?? null
-  ops.linear(y, loraH, x, weight.value, bias?.value ?? null, loraX, a, b, transposed, lora?.scale ?? 0)
+  const transposed = operands.transposed ? 1 : 0
+  x.device.ops.linear(y, loraH, x, weight.value, bias?.value ?? null, loraX, a, b, transposed, lora?.scale ?? 0)
+  if (tape) recordLinear(tape, x, y, operands, loraH, trainsLora)
+  return y
+}
 
-  const needsX = tape?.tracks(x) === true
-  tape?.record(y, [x, loraH, lora?.dropout?.rng ?? null], (dy, gradients) => {
-    // Drawing again is cheaper than keeping a second copy of x for each adapted layer.
-    const dropped = lora?.dropout ? drawDropout(x, lora.dropout) : null
-    const dDropped = dropped && needsX ? Tensor.empty(x.device, x.shape, x.dtype) : null
+function recordLinear(
+  tape: Tape,
+  x: Tensor,
+  y: Tensor,
+  { weight, bias, lora, transposed }: LinearOperands,
+  loraH: Tensor | null,
+  trainsLora: boolean,
+): void {
+  const { device, shape, dtype } = x
+  const { ops } = device
+  const draw = lora?.dropout ?? null
+  const needsX = tape.tracks(x)
+  // A frozen layer needs the shape of x alone, which is that of its gradient.
+  const readsX = weight.requiresGrad || trainsLora || draw !== null || !needsX
+  const saved = readsX ? tape.save(x) : null
+  tape.record(y, [saved, loraH, draw?.rng ?? null], (dy, gradients) => {
     const { dx, accumulate } = needsX ? gradients.target(x) : { dx: null, accumulate: 0 }
+    const input = (saved?.get() ?? dx)!
+    // Drawing again is cheaper than keeping a second copy of x for each adapted layer.
+    const dropped = draw && drawDropout(input, draw)
+    const dDropped = draw && dx ? Tensor.empty(device, shape, dtype) : null
     ops.linear_backward(
       dx,
       dDropped,
-      weight.requiresGrad ? weight.gradientBuffer() : null,
-      bias?.requiresGrad ? bias.gradientBuffer() : null,
-      lora?.a.requiresGrad ? lora.a.gradientBuffer() : null,
-      lora?.b.requiresGrad ? lora.b.gradientBuffer() : null,
+      trainedGradient(weight),
+      trainedGradient(bias),
+      trainedGradient(lora?.a),
+      trainedGradient(lora?.b),
       dy.tensor,
-      x,
+      input,
       weight.value,
       dropped,
-      a,
-      b,
+      lora?.a.value ?? null,
+      lora?.b.value ?? null,
       loraH,
-      transposed,
+      transposed ? 1 : 0,
       lora?.scale ?? 0,
       accumulate,
     )
-    if (dx && dDropped && lora?.dropout) {
-      ops.dropout(dDropped, dDropped, lora.dropout.rng, lora.dropout.site, lora.dropout.p)
+    if (draw && dx && dDropped) {
+      ops.dropout(dDropped, dDropped, draw.rng, draw.site, draw.p)
       ops.add(dx, dx, dDropped, 1)
     }
   })
-  return y
+}
+
+function trainedGradient(parameter: Parameter | null | undefined): Tensor | null {
+  return parameter?.requiresGrad ? parameter.gradientBuffer() : null
 }

@@ -1,14 +1,15 @@
 import { invalidArgument } from '../errors.js'
 import { scope } from '../tensor/scope.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { Tensor } from '../tensor/tensor.js'
 import { Gradient, Gradients } from './gradients.js'
+import { kept, Recipe, type SavedTensor } from './saved.js'
 
 /** Given the gradient of an operation's output, queues those of its inputs and parameters. */
 export type BackwardFunction = (dy: Gradient, gradients: Gradients) => void
 
 interface Entry {
   output: Tensor
-  saved: Tensor[]
+  saved: { dispose(): void }[]
   backward: BackwardFunction
 }
 
@@ -27,6 +28,7 @@ export class Tape {
 
   readonly #entries: Entry[] = []
   readonly #tracked: Set<Tensor>
+  readonly #recipes = new Map<Tensor, Recipe>()
   readonly #held: Tensor[] = []
   readonly #keepsEntries: boolean
   #used = false
@@ -42,13 +44,31 @@ export class Tape {
     return this.#tracked.has(x)
   }
 
-  record(output: Tensor, saved: readonly (Tensor | null)[], backward: BackwardFunction): void {
+  /**
+   * Records an operation.
+   * @param saved what its backward function reads: held until that has run
+   * @param recompute makes the output again from what is saved; who reads the output later need not keep it then
+   */
+  record(
+    output: Tensor,
+    saved: readonly (Tensor | SavedTensor | null)[],
+    backward: BackwardFunction,
+    recompute?: () => Tensor,
+  ): void {
     this.#tracked.add(output)
-    if (!this.#keepsEntries) return
-    tapes.set(output, this)
-    const present = saved.filter((tensor) => tensor !== null)
-    for (const tensor of present) tensor.retain()
-    this.#entries.push({ output, saved: present, backward })
+    const held = saved.filter((item) => item !== null).map((item) => (item instanceof Tensor ? item.retain() : item))
+    if (this.#keepsEntries) {
+      tapes.set(output, this)
+      if (recompute) this.#recipes.set(output, new Recipe(recompute))
+      this.#entries.push({ output, saved: held, backward })
+    } else {
+      for (const item of held) item.dispose()
+    }
+  }
+
+  /** For a backward function that reads x: to be passed to `record`. */
+  save(x: Tensor): SavedTensor {
+    return this.#recipes.get(x)?.reader() ?? kept(x)
   }
 
   /** Keeps a tensor that several entries share (a rope table, an attention plan) alive until the tape is done. */
@@ -85,11 +105,12 @@ export class Tape {
   /** Frees everything without going back. */
   dispose(): void {
     this.#used = true
-    for (const { saved } of this.#entries) for (const tensor of saved) tensor.dispose()
+    for (const { saved } of this.#entries) for (const item of saved) item.dispose()
     for (const tensor of this.#held) tensor.dispose()
     this.#entries.length = 0
     this.#held.length = 0
     this.#tracked.clear()
+    this.#recipes.clear()
   }
 }
 
@@ -104,7 +125,7 @@ function runEntry({ output, saved, backward }: Entry, gradients: Gradients): voi
     }
   } finally {
     dy?.release()
-    for (const tensor of saved) tensor.dispose()
+    for (const item of saved) item.dispose()
   }
 }
 

@@ -35,7 +35,10 @@ async function runChat(directory: string): Promise<Figure[]> {
     figures.add('different ids', differences(inputIds, golden.input_ids), 0)
     figures.add('different mask', differences(assistantMask, golden.assistant_mask), 0)
     const lastAnswer = messages.findLastIndex((message) => message.role === 'assistant')
-    const question = messages.slice(0, messages.findIndex((message) => message.role === 'assistant'))
+    const question = messages.slice(
+      0,
+      messages.findIndex((message) => message.role === 'assistant'),
+    )
     if (lastAnswer >= 0 && golden.prompt_text !== undefined) {
       const prompts = [question, messages.slice(0, lastAnswer)].map((part) =>
         tokenizer.applyChatTemplate(part, { tokenize: false, addGenerationPrompt: true }),

@@ -3,7 +3,7 @@ import { basename, join } from 'node:path'
 import { readReference } from '../support/reference-tensors.js'
 import { batchOf, compareLogits } from './batch.js'
 import { loadModel, withModel } from './models.js'
-import { Figures, type Figure, type GoldenCase, valueDeviation } from './result.js'
+import { type Figure, Figures, type GoldenCase, valueDeviation } from './result.js'
 
 export const VALUE_TOLERANCE = 2e-5
 

@@ -45,7 +45,12 @@ async function runBeams(folder: string, path: string): Promise<Figure[]> {
       const { earlyStopping, ...rest } = inCamelCase(options)
       const result = await generator.generate(
         { inputIds },
-        { ...rest, ...(earlyStopping === undefined ? {} : { earlyStopping: earlyStopping as boolean }), eosTokenId, maxNewTokens },
+        {
+          ...rest,
+          ...(earlyStopping === undefined ? {} : { earlyStopping: earlyStopping as boolean }),
+          eosTokenId,
+          maxNewTokens,
+        },
       )
       const sequences = [result, ...(result.alternatives ?? [])]
       figures.add('missing sequences', Math.abs(sequences.length - expected.sequences.length), 0)

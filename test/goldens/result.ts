@@ -5,7 +5,10 @@ export interface Figure {
   tolerance: number
 }
 
-export type CaseResult = { name: string; figures: Figure[] } | { name: string; missing: string } | { name: string; error: unknown }
+export type CaseResult =
+  | { name: string; figures: Figure[] }
+  | { name: string; missing: string }
+  | { name: string; error: unknown }
 
 export interface GoldenCase {
   name: string

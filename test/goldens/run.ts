@@ -24,7 +24,8 @@ export async function runCase({ name, missing, run }: GoldenCase): Promise<CaseR
 export function describe(result: CaseResult): string {
   const name = result.name.padEnd(32)
   if ('missing' in result) return `missing  ${name} ${result.missing}`
-  if ('error' in result) return `FAILED   ${name} ${result.error instanceof Error ? result.error.message : String(result.error)}`
+  if ('error' in result)
+    return `FAILED   ${name} ${result.error instanceof Error ? result.error.message : String(result.error)}`
   const figures = result.figures.map(({ what, deviation, tolerance }) => {
     const value = Number.isInteger(deviation) ? String(deviation) : deviation.toExponential(1)
     return `${what} ${value}${deviation <= tolerance ? '' : ` (at most ${tolerance.toExponential(0)})`}`

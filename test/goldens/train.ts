@@ -142,7 +142,10 @@ async function compareMerged(model: Model, adapter: string, directory: string, f
   const path = join(directory, 'merged.safetensors')
   if (!existsSync(path)) return
   const reference = await readReference(path)
-  const before = await model.parameters().get([...withPrefix(reference, 'weight.')][0]![0])!.data()
+  const before = await model
+    .parameters()
+    .get([...withPrefix(reference, 'weight.')][0]![0])!
+    .data()
   await model.mergeAdapter(adapter)
   const { actual, expected } = await compareLogits(model, reference, adapter)
   figures.add('merged logits', valueDeviation(actual, expected), PARAMETER_TOLERANCE)
@@ -151,7 +154,10 @@ async function compareMerged(model: Model, adapter: string, directory: string, f
     figures.add('merged weights', valueDeviation(weight, values), PARAMETER_TOLERANCE)
   }
   await model.unmergeAdapter(adapter)
-  const after = await model.parameters().get([...withPrefix(reference, 'weight.')][0]![0])!.data()
+  const after = await model
+    .parameters()
+    .get([...withPrefix(reference, 'weight.')][0]![0])!
+    .data()
   figures.add('unmerged weights', valueDeviation(after, before), 0)
 }
 
