@@ -70,6 +70,8 @@ typedef struct qt_stream qt_stream;
 typedef struct qt_host {
   // Remembers why the operation failed (printf-like); returns `status`, so that a kernel can `return fail(...)`.
   qt_status (*fail)(qt_stream* stream, qt_status status, const char* format, ...);
+  // Not 0 while the environment is being torn down: long operations look at it and give up.
+  const int32_t* stop;
 } qt_host;
 
 typedef struct qt_memory_info {
@@ -93,7 +95,8 @@ typedef struct qt_backend {
   void (*release)(qt_stream*, void* data);
   qt_memory_info (*memory_info)(qt_stream*);
 
-  // Asynchronous copies: `done` is called (from any thread) once the copy and all operations before it have completed.
+  // Asynchronous copies: `done` is called (from any thread) once the copy and all operations before it have completed; when
+  // they return another status than QT_OK, it is not called.
   qt_status (*upload)(qt_stream*, void* to, const void* from, int64_t bytes, qt_done done, void* context);
   qt_status (*download)(qt_stream*, void* to, const void* from, int64_t bytes, qt_done done, void* context);
   // `done` once everything queued so far has completed.
@@ -104,6 +107,9 @@ typedef struct qt_backend {
   qt_status (*capture_end)(qt_stream*, void** program);
   qt_status (*replay)(qt_stream*, void* program);
   void (*program_release)(qt_stream*, void* program);
+
+  // After each operation was queued (launched); may be null. The CPU frees its scratch memory here.
+  void (*operation_done)(qt_stream*);
 
   qt_status (*sticky_status)(qt_stream*);  // not QT_OK: the device is lost
 

@@ -1,0 +1,160 @@
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "os.h"
+
+namespace quantune::os {
+namespace {
+
+constexpr int64_t kLargeBlock = 1 << 20;
+constexpr int64_t kHugePage = 2 << 20;
+
+// Control group version 2 ("max 100000" or "150000 100000"), then version 1. Zero when there is no limit.
+double cgroup_cores() {
+  double quota = 0, period = 0;
+  if (FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    int fields = std::fscanf(file, "%lf %lf", &quota, &period);
+    std::fclose(file);
+    return fields == 2 && period > 0 ? quota / period : 0;
+  }
+  if (FILE* file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
+    if (std::fscanf(file, "%lf", &quota) != 1) quota = 0;
+    std::fclose(file);
+  }
+  if (FILE* file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) {
+    if (std::fscanf(file, "%lf", &period) != 1) period = 0;
+    std::fclose(file);
+  }
+  return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+}  // namespace
+
+bool wait_while_equal(std::atomic<uint32_t>* word, uint32_t expected, int64_t timeout_ms) {
+  timespec timeout{static_cast<time_t>(timeout_ms / 1000), static_cast<long>(timeout_ms % 1000 * 1000000)};
+  long result = syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAIT_PRIVATE, expected,
+                        timeout_ms < 0 ? nullptr : &timeout, nullptr, 0);
+  return !(result == -1 && errno == ETIMEDOUT);
+}
+
+void wake_all(std::atomic<uint32_t>* word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE_PRIVATE, 0x7fffffff, nullptr, nullptr, 0);
+}
+
+void yield_thread() { sched_yield(); }
+
+int64_t monotonic_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
+void name_thread(const char* name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+
+int usable_cores() {
+  cpu_set_t set;
+  int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  double limit = cgroup_cores();
+  if (limit > 0 && limit < cores) cores = static_cast<int>(limit + 0.5);  // 1.5 cores: two threads
+  return cores < 1 ? 1 : cores;
+}
+
+void* allocate(int64_t bytes) {
+  if (bytes < kLargeBlock) return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+  void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return nullptr;
+  if (bytes >= 2 * kHugePage) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: page faults cost more than zeroing
+  return data;
+}
+
+void release(void* data, int64_t bytes) {
+  if (bytes < kLargeBlock) {
+    std::free(data);
+  } else {
+    munmap(data, static_cast<size_t>(bytes));
+  }
+}
+
+int64_t total_memory() {
+  struct sysinfo info;
+  return sysinfo(&info) == 0 ? static_cast<int64_t>(info.totalram) * info.mem_unit : 0;
+}
+
+int64_t free_memory() {
+  int64_t available = 0;
+  if (FILE* file = std::fopen("/proc/meminfo", "r")) {
+    char line[128];
+    long long kilobytes;
+    while (std::fgets(line, sizeof line, file)) {
+      if (std::sscanf(line, "MemAvailable: %lld kB", &kilobytes) == 1) available = kilobytes * 1024;
+    }
+    std::fclose(file);
+  }
+  return available;
+}
+
+bool map_file(const std::string& path, FileMap* map, std::string* error) {
+  int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat info;
+  if (descriptor < 0 || fstat(descriptor, &info) != 0) {
+    *error = std::strerror(errno);
+    if (descriptor >= 0) close(descriptor);
+    return false;
+  }
+  if (!S_ISREG(info.st_mode)) {
+    *error = "not a regular file";
+    close(descriptor);
+    return false;
+  }
+  void* data = nullptr;
+  if (info.st_size > 0) {
+    data = mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, descriptor, 0);
+    if (data == MAP_FAILED) {
+      *error = std::strerror(errno);
+      close(descriptor);
+      return false;
+    }
+    madvise(data, static_cast<size_t>(info.st_size), MADV_SEQUENTIAL);
+  }
+  *map = {static_cast<const uint8_t*>(data), info.st_size, descriptor};
+  return true;
+}
+
+void unmap_file(const FileMap& map) {
+  if (map.data) munmap(const_cast<uint8_t*>(map.data), static_cast<size_t>(map.bytes));
+  close(static_cast<int>(map.handle));
+}
+
+int64_t current_size(const FileMap& map) {
+  struct stat info;
+  return fstat(static_cast<int>(map.handle), &info) == 0 ? info.st_size : 0;
+}
+
+void forget_range(const FileMap& map, int64_t offset, int64_t bytes) {
+  int64_t page = sysconf(_SC_PAGESIZE), start = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;
+  if (end > start) madvise(const_cast<uint8_t*>(map.data) + start, static_cast<size_t>(end - start), MADV_DONTNEED);
+}
+
+void* open_library(const std::string& path, std::string* error) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) *error = dlerror();
+  return library;
+}
+
+void* library_symbol(void* library, const char* name) { return dlsym(library, name); }
+
+}  // namespace quantune::os

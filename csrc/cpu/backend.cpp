@@ -1,0 +1,154 @@
+// The CPU as a backend: completes everything before it returns.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+#include <unordered_map>
+
+#include "../core/backends.h"
+#include "../core/os.h"
+#include "../core/thread_pool.h"
+#include "arena.h"
+
+namespace quantune {
+namespace cpu {
+
+namespace generic {
+void fill_table(qt_backend* backend);
+}
+#if defined(QT_WITH_X64_VARIANTS)
+namespace avx2 {
+void fill_table(qt_backend* backend);
+}
+namespace avx512 {
+void fill_table(qt_backend* backend);
+}
+#endif
+
+namespace {
+
+// The most of a fresh block that is taken without asking whether the machine has it.
+constexpr int64_t kUnasked = 16 << 20;
+
+struct CpuStream : qt_stream {
+  std::shared_ptr<ThreadPool> shared_pool;
+  ScratchArena scratch_arena;
+  std::unordered_map<void*, int64_t> sizes;
+  ~CpuStream() {
+    for (const auto& block : sizes) os::release(block.first, block.second);
+  }
+};
+
+qt_stream* open_stream(const qt_host* host, int32_t) {
+  auto* stream = new (std::nothrow) CpuStream;
+  if (!stream) return nullptr;
+  stream->host = host;
+  stream->shared_pool = ThreadPool::acquire();
+  stream->pool = stream->shared_pool.get();
+  stream->arena = &stream->scratch_arena;
+  return stream;
+}
+
+const char* refusal() { return "not enough memory"; }
+void close_stream(qt_stream* stream) { delete static_cast<CpuStream*>(stream); }
+
+void* allocate(qt_stream* stream, int64_t bytes) {
+  if (bytes > kUnasked && bytes > os::free_memory()) return nullptr;  // the system would promise it and end the process later
+  void* data = os::allocate(bytes);
+  if (data) static_cast<CpuStream*>(stream)->sizes[data] = bytes;
+  return data;
+}
+
+void release(qt_stream* stream, void* data) {
+  auto& sizes = static_cast<CpuStream*>(stream)->sizes;
+  auto found = sizes.find(data);
+  if (found == sizes.end()) return;
+  os::release(data, found->second);
+  sizes.erase(found);
+}
+
+qt_memory_info memory_info(qt_stream*) { return {os::free_memory(), os::total_memory()}; }
+
+qt_status copy(qt_stream* stream, void* to, const void* from, int64_t bytes, qt_done done, void* context) {
+  stream->pool->resize_if_asked();
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+  done(context, QT_OK);
+  return QT_OK;
+}
+
+qt_status event(qt_stream* stream, qt_done done, void* context) {
+  stream->pool->resize_if_asked();
+  done(context, QT_OK);
+  return QT_OK;
+}
+
+qt_status sticky_status(qt_stream*) { return QT_OK; }
+
+using Fill = void (*)(qt_backend*);
+struct Variant {
+  const char* name;
+  Fill fill;
+  bool usable;
+};
+
+template <Fill fill>
+const qt_backend* table_of(const char* name) {
+  static const qt_backend* table = [name] {
+    auto* backend = new qt_backend{};
+    backend->abi_version = QT_ABI_VERSION;
+    backend->name = "cpu";
+    backend->variant = name;
+    backend->open = open_stream;
+    backend->refusal = refusal;
+    backend->close = close_stream;
+    backend->allocate = allocate;
+    backend->release = release;
+    backend->memory_info = memory_info;
+    backend->upload = copy;
+    backend->download = copy;
+    backend->event = event;
+    backend->operation_done = [](qt_stream* stream) { stream->reset_scratch(); };
+    backend->sticky_status = sticky_status;
+    fill(backend);
+    return backend;
+  }();
+  return table;
+}
+
+#if defined(QT_WITH_X64_VARIANTS)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+}  // namespace
+}  // namespace cpu
+
+const qt_backend* cpu_backend(std::string* error) {
+  using namespace cpu;
+  const char* forced = std::getenv("QUANTUNE_CPU");
+  std::string wanted = forced ? forced : "";
+#if defined(QT_WITH_X64_VARIANTS)
+  if (wanted == "avx512" || (wanted.empty() && has_avx512())) {
+    if (has_avx512()) return table_of<avx512::fill_table>("avx512");
+    *error = "QUANTUNE_CPU=avx512, but this CPU has no AVX-512 (F, BW, DQ, VL)";
+    return nullptr;
+  }
+  if (wanted == "avx2" || (wanted.empty() && has_avx2())) {
+    if (has_avx2()) return table_of<avx2::fill_table>("avx2");
+    *error = "QUANTUNE_CPU=avx2, but this CPU has no AVX2 with FMA";
+    return nullptr;
+  }
+#endif
+  if (wanted.empty() || wanted == "generic") return table_of<generic::fill_table>("generic");
+  *error = "QUANTUNE_CPU=" + wanted + " is not a variant of this build; known are generic";
+#if defined(QT_WITH_X64_VARIANTS)
+  *error += ", avx2, avx512";
+#endif
+  return nullptr;
+}
+
+}  // namespace quantune
