@@ -100,7 +100,7 @@ async function train(
     loss!.backward()
     figures.add('loss', valueDeviation([await loss!.item()], [settings.losses[step]!]), VALUE_TOLERANCE)
     loss!.dispose()
-    if (step === 0) await compareGradients(reference, parameters, figures)
+    if (step === 0) await compareGradients(reference, parameters, settings, figures)
     optimizer.learningRate = learningRate(step)
     await optimizer.step()
     const norm = await optimizer.gradNorm.item()
@@ -115,15 +115,33 @@ function inMemoryName(name: string): string {
   return name.replace('.default.', '.')
 }
 
+/**
+ * The references' gradients are said to be those before clipping, but PyTorch clips in place, and where a norm exceeds the limit the
+ * files hold what it left. Both are the same up to one factor, which the norm (compared by itself) gives: all tensors of a case must
+ * agree with the one or all with the other.
+ */
 async function compareGradients(
   reference: ReferenceTensors,
   parameters: ReadonlyMap<string, Parameter>,
+  settings: CaseFile,
   figures: Figures,
 ): Promise<void> {
+  const clip = Math.min(1, settings.max_grad_norm / (settings.grad_norms[0]! + 1e-6))
+  let [before, after] = [0, 0]
   for (const [name, { values }] of withPrefix(reference, 'grad.')) {
     const gradient = await parameters.get(inMemoryName(name))?.grad()
-    figures.add('gradients', gradient ? gradientDeviation(gradient, values) : Number.POSITIVE_INFINITY, GRADIENT_TOLERANCE)
+    const deviation = (factor: number) =>
+      gradient
+        ? gradientDeviation(
+            gradient.map((g) => g * factor),
+            values,
+          )
+        : Number.POSITIVE_INFINITY
+    before = Math.max(before, deviation(1))
+    after = Math.max(after, deviation(clip))
   }
+  if (after < before) figures.add('clipped gradients', after, GRADIENT_TOLERANCE)
+  else figures.add('gradients', before, GRADIENT_TOLERANCE)
 }
 
 async function compareParameters(
