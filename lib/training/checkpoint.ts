@@ -7,14 +7,19 @@ import { elementsOf } from '../formats/dtypes.js'
 import { ioError } from '../formats/errors.js'
 import { readJsonObject } from '../formats/json.js'
 import { readSafetensorsHeader } from '../formats/safetensors.js'
-import { writeSafetensors } from '../formats/safetensors-writer.js'
+import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
 import { openWeightFiles, readTensorBytes, type StoredTensor } from '../formats/weight-files.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { saveTrainee, type Trainee } from './model.js'
 import type { AdamW, Readable } from './optimizer.js'
 import { type RunSetup, type RunState, type SavedState, stateFromJson, stateToJson } from './state.js'
 
 export const STATE_FILE = 'trainer_state.json'
 const OPTIMIZER_FILE = 'optimizer.safetensors'
 const ADAPTER_FILE = 'adapter_model.safetensors'
+const MODEL_FILE = /^model\.safetensors(\.index\.json)?$/
+/** Trainable parameters that neither an adapter's nor a model's files hold exactly. */
+const OTHERS_FILE = 'trainable.safetensors'
 const finished = /^checkpoint-(\d+)$/
 /** Folders that are being written, replaced or deleted; the first group is the step. */
 const unfinished = /^\.checkpoint-(\d+)\.\d+\.(new|old)$/
@@ -23,8 +28,7 @@ export interface CheckpointContents {
   state: RunState
   setup: RunSetup
   optimizer: AdamW
-  /** Writes the adapter's or the model's files into the folder. */
-  saveModel: (folder: string) => Promise<void>
+  trainee: Trainee
 }
 
 /**
@@ -35,7 +39,7 @@ export interface CheckpointContents {
  * @throws QuantuneError `ERR_IO` (full disk, unwritable folder)
  */
 export async function writeCheckpoint(outputDir: string, contents: CheckpointContents): Promise<string> {
-  const { state, setup, optimizer } = contents
+  const { state, setup, optimizer, trainee } = contents
   const path = join(outputDir, `checkpoint-${state.globalStep}`)
   const fresh = hiddenName(path, 'new')
   const replaced = hiddenName(path, 'old')
@@ -43,11 +47,9 @@ export async function writeCheckpoint(outputDir: string, contents: CheckpointCon
   try {
     await rm(fresh, { recursive: true, force: true })
     await mkdir(fresh, { recursive: true })
-    await contents.saveModel(fresh)
-    const moments = [...tensors].map(([name, tensor]) => {
-      return { name, dtype: 'F32' as const, shape: tensor.shape, data: async () => (await tensor.data()) as Float32Array }
-    })
-    await writeSafetensors(join(fresh, OPTIMIZER_FILE), moments, { format: 'pt' })
+    await saveTrainee(trainee, fresh)
+    await saveOthers(fresh, trainee.parameters)
+    await writeSafetensors(join(fresh, OPTIMIZER_FILE), [...tensors].map(floats), { format: 'pt' })
     await writeJsonAtomically(join(fresh, STATE_FILE), stateToJson(state, setup, steps))
     await syncTree(fresh)
     await renameIfPresent(path, replaced)
@@ -59,6 +61,19 @@ export async function writeCheckpoint(outputDir: string, contents: CheckpointCon
     await rm(fresh, { recursive: true, force: true }).catch(() => {})
     throw ioError('cannot write', path, error)
   }
+}
+
+/** Keeps the exact values of trainable parameters that the files for users do not hold, or hold rounded. */
+async function saveOthers(folder: string, parameters: readonly Parameter[]): Promise<void> {
+  const held = await storedTensors(folder)
+  const others = parameters.filter(({ name }) => held.get(name)?.dtype !== 'F32')
+  if (others.length === 0) return
+  const sources = others.map(({ name, value }) => floats([name, value]))
+  await writeSafetensors(join(folder, OTHERS_FILE), sources, { format: 'pt' })
+}
+
+const floats = ([name, tensor]: [string, Tensor]): SafetensorsSource => {
+  return { name, dtype: 'F32', shape: tensor.shape, data: async () => (await tensor.data()) as Float32Array }
 }
 
 /** Tidies up after a process that died while it wrote: what was being written goes, what was being replaced returns. */
@@ -136,11 +151,11 @@ export async function loadOptimizer(checkpoint: string, optimizer: AdamW, steps:
 }
 
 /**
- * Loads trainable parameters, under their names in the checkpoint's adapter or model files.
+ * Loads trainable parameters by their names.
  * @throws QuantuneError `ERR_ADAPTER_MISMATCH` where one is missing or has another shape; nothing is changed then
  */
-export async function loadParameters(checkpoint: string, parameters: readonly Parameter[], ofAdapter: boolean): Promise<void> {
-  const tensors = await storedTensors(checkpoint, ofAdapter)
+export async function loadParameters(checkpoint: string, parameters: readonly Parameter[]): Promise<void> {
+  const tensors = await storedTensors(checkpoint)
   const stored = parameters.map((parameter) => {
     const tensor = tensors.get(parameter.name)
     if (tensor?.shape.join() === parameter.shape.join()) return tensor
@@ -153,11 +168,19 @@ export async function loadParameters(checkpoint: string, parameters: readonly Pa
   for (const [i, parameter] of parameters.entries()) parameter.value.write(await readFloats(stored[i]!))
 }
 
-async function storedTensors(checkpoint: string, ofAdapter: boolean): Promise<ReadonlyMap<string, StoredTensor>> {
-  if (!ofAdapter) return (await openWeightFiles(checkpoint)).tensors
-  const path = join(checkpoint, ADAPTER_FILE)
-  const { entries } = await readSafetensorsHeader(path)
-  return new Map([...entries].map(([name, entry]) => [name, { ...entry, path }]))
+/** All weights that lie in a checkpoint; what is there exactly comes before what is there for users. */
+async function storedTensors(checkpoint: string): Promise<Map<string, StoredTensor>> {
+  const names = await listFolder(checkpoint)
+  const tensors = new Map<string, StoredTensor>()
+  if (names.some((name) => MODEL_FILE.test(name))) {
+    for (const [name, tensor] of (await openWeightFiles(checkpoint)).tensors) tensors.set(name, tensor)
+  }
+  for (const file of [ADAPTER_FILE, OTHERS_FILE]) {
+    if (!names.includes(file)) continue
+    const path = join(checkpoint, file)
+    for (const [name, entry] of (await readSafetensorsHeader(path)).entries) tensors.set(name, { ...entry, path })
+  }
+  return tensors
 }
 
 async function readFloats(tensor: StoredTensor): Promise<Float32Array> {

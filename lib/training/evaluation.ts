@@ -4,7 +4,7 @@ import type { Collator } from '../data/chat-collator.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
-import type { IndexedDataset, TrainingDataset } from './feed.js'
+import { fetchAll, type IndexedDataset, type TrainingDataset } from './feed.js'
 import { HoldBack } from './hold-back.js'
 import { countTargets, microBatches } from './micro-batches.js'
 import type { TrainableModel } from './model.js'
@@ -86,7 +86,7 @@ async function* slices<T>(dataset: TrainingDataset<T>, size: number): AsyncGener
     const { length } = dataset
     for (let start = 0; start < length; start += size) {
       const indices = Array.from({ length: Math.min(size, length - start) }, (_, i) => start + i)
-      yield Promise.all(indices.map((index) => (dataset as IndexedDataset<T>).at(index)))
+      yield fetchAll(dataset as IndexedDataset<T>, indices)
     }
     return
   }

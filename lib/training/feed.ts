@@ -13,7 +13,8 @@ import {
 /** Samples that can be fetched by index. */
 export interface IndexedDataset<T> {
   readonly length: number
-  at(index: number): T | Promise<T>
+  /** undefined is what arrays say beyond their end; for an index below `length` it is an error. */
+  at(index: number): T | Promise<T> | undefined
 }
 
 /** What a training or evaluation reads; the function starts an iterable anew for each epoch. */
@@ -40,6 +41,17 @@ export interface Grouping<T> {
   prefixKey?: (example: T, index: number) => string
   /** Length of a sample (`group_by_length`). Default: its token ids, else its characters. */
   lengthOf?: (example: T, index: number) => number
+}
+
+/** The samples of an indexed data set, fetched together. */
+export function fetchAll<T>(dataset: IndexedDataset<T>, indices: readonly number[]): Promise<T[]> {
+  return Promise.all(indices.map((index) => fetch(dataset, index)))
+}
+
+async function fetch<T>(dataset: IndexedDataset<T>, index: number): Promise<T> {
+  const example = await dataset.at(index)
+  if (example === undefined) throw invalidArgument(`the data set of length ${dataset.length} gave nothing for sample ${index}`)
+  return example
 }
 
 /** A data set as it is meant: indexed, or an iterable. @throws QuantuneError `ERR_INVALID_ARGUMENT` if it is neither, or empty */
@@ -101,7 +113,7 @@ const BREATHER = 1000
 async function each<T, R>(dataset: IndexedDataset<T>, of: (example: T, index: number) => R): Promise<R[]> {
   const results: R[] = []
   for (let i = 0; i < dataset.length; i++) {
-    results.push(of(await dataset.at(i), i))
+    results.push(of(await fetch(dataset, i), i))
     if (i % BREATHER === BREATHER - 1) await new Promise((resolve) => setImmediate(resolve))
   }
   return results
@@ -151,7 +163,7 @@ class IndexedFeed<T> implements Feed<T> {
     }
     const { epoch, position } = this.#at
     const indices = this.#order.subarray(position, position + this.samples)
-    const examples = await Promise.all(Array.from(indices, (index) => this.dataset.at(index)))
+    const examples = await fetchAll(this.dataset, [...indices])
     this.#at = { epoch, position: position + indices.length }
     return { examples, after: this.#at, endsEpoch: this.#at.position >= this.length }
   }

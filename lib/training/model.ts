@@ -1,5 +1,6 @@
 import type { Parameter } from '../autograd/parameter.js'
 import type { BatchData } from '../data/batch-data.js'
+import { invalidArgument } from '../errors.js'
 import type { CausalLM } from '../models/causal-lm.js'
 import type { Adapter } from '../peft/adapter.js'
 import type { Device } from '../tensor/device.js'
@@ -19,6 +20,8 @@ export interface BatchLoss {
 export interface TrainableModel {
   readonly device: Device
   readonly network: CausalLM
+  /** Names of the adapters that can be saved by name. */
+  readonly adapters: readonly string[]
   resolveAdapter(name: string | null | undefined): Adapter | null
   forward(
     batch: BatchData,
@@ -46,7 +49,18 @@ export function traineeOf(model: TrainableModel, adapterName: string | null | un
   if (!adapter && model.trainableParameters(null).length === 0) {
     for (const parameter of model.parameters().values()) parameter.requiresGrad = true
   }
-  return { model, adapter, parameters: model.trainableParameters(name) }
+  const parameters = model.trainableParameters(name)
+  if (parameters.length === 0) {
+    throw invalidArgument(`adapter "${name}" has nothing trainable; load it with { trainable: true } to go on training it`)
+  }
+  return { model, adapter, parameters }
+}
+
+/** Writes the files that users load: the adapter's, or the whole model's where parts of the base were trained. */
+export async function saveTrainee({ model, adapter }: Trainee, folder: string): Promise<void> {
+  if (adapter && model.adapters.includes(adapter.name)) return model.saveAdapter(folder, adapter.name)
+  if (adapter && model.trainableParameters(adapter.name).every(({ name }) => adapter.parameters().has(name))) return
+  await model.savePretrained(folder, { base: 'dequantized', dtype: 'float32' })
 }
 
 /** As in transformers, neither biases nor norms decay. */

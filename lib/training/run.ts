@@ -1,12 +1,14 @@
 import { join } from 'node:path'
 import type { BatchData } from '../data/batch-data.js'
 import type { Collator } from '../data/chat-collator.js'
+import { log } from '../env.js'
 import { QuantuneError } from '../errors.js'
 import { writeJsonAtomically } from '../formats/atomic-file.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { ResolvedArguments } from './arguments.js'
 import { judge } from './best-model.js'
+import { describeChanges } from './changes.js'
 import {
   findCheckpoint,
   loadOptimizer,
@@ -28,7 +30,6 @@ import { learningRateSchedule } from './schedules.js'
 import { logLine, meanLoss, newState, type RunSetup, type RunState, stateToJson } from './state.js'
 import { Throughput } from './throughput.js'
 import type { Checkpoint, EvaluateEvent, LogEntry, LogEvent, Metrics, StepEvent, StopReason, TrainOutput } from './types.js'
-import { warnOfChanges } from './warnings.js'
 
 /** What a run reports to; every method may fail, and then the run stops after a checkpoint. */
 export interface Observer {
@@ -109,13 +110,13 @@ export class TrainingRun<T> {
         kwargs: args.lrSchedulerKwargs,
       })
       if (checkpoint && saved) {
-        warnOfChanges(checkpoint, saved.setup, setup)
-        await loadParameters(checkpoint, trainee.parameters, trainee.adapter !== null)
+        await loadParameters(checkpoint, trainee.parameters)
         await loadOptimizer(checkpoint, run.#optimizer, saved.optimizerSteps)
         run.#lossSum.write(Float32Array.of(state.windowLoss))
       }
       run.#log = await TrainingLog.open(args.outputDir, saved ? state.globalStep : null)
       run.#progress = openProgress(maxSteps, state.globalStep, args.disableProgress)
+      if (checkpoint && saved) run.#warn(describeChanges(checkpoint, saved.setup, setup))
       return run
     } catch (error) {
       await run.#close()
@@ -126,6 +127,12 @@ export class TrainingRun<T> {
   /** Prints above the progress bar. */
   print(line: string): void {
     this.#progress.print(line)
+  }
+
+  #warn(message: string | null): void {
+    if (message === null) return
+    log('warn', message)
+    this.print(message)
   }
 
   async execute(): Promise<TrainOutput> {
@@ -267,20 +274,14 @@ export class TrainingRun<T> {
     if (state.bestGlobalStep === state.globalStep) {
       state.bestModelCheckpoint = join(args.outputDir, `checkpoint-${state.globalStep}`)
     }
-    const saveModel = (folder: string) => this.#saveModel(folder)
-    const path = await writeCheckpoint(args.outputDir, { state, setup: this.setup, optimizer: this.#optimizer, saveModel })
+    const { trainee } = this.options
+    const path = await writeCheckpoint(args.outputDir, { state, setup: this.setup, optimizer: this.#optimizer, trainee })
     this.#savedStep = state.globalStep
     this.#lastCheckpoint = path
     await this.#writeState()
     if (args.saveTotalLimit) await rotateCheckpoints(args.outputDir, args.saveTotalLimit, state)
     this.#throughput.resume()
     await this.#fromOutside(() => observer.save({ step: state.globalStep, path }))
-  }
-
-  async #saveModel(folder: string): Promise<void> {
-    const { model, adapter } = this.options.trainee
-    if (adapter) await model.saveAdapter(folder, adapter.name)
-    else await model.savePretrained(folder, { base: 'dequantized', dtype: 'float32' })
   }
 
   async #finish(stopReason: StopReason, firstStep: number, seconds: number): Promise<TrainOutput> {
@@ -290,7 +291,7 @@ export class TrainingRun<T> {
     if (wanted && state.globalStep > 0 && this.#savedStep !== state.globalStep) await this.#save()
     state.windowLoss = await this.#readLoss()
     if (args.loadBestModelAtEnd && state.bestModelCheckpoint) {
-      await loadParameters(state.bestModelCheckpoint, trainee.parameters, trainee.adapter !== null)
+      await loadParameters(state.bestModelCheckpoint, trainee.parameters)
     }
     const steps = state.globalStep - firstStep
     const metrics: Metrics = {

@@ -18,9 +18,9 @@ const context = (n: number) => Array.from({ length: 20 }, (_, i) => n * 100 + i)
 const examples = [1, 2, 3].flatMap((n) => [7, 8, 9].map((question) => [...context(n), question, question + 10]))
 
 t.test('by samples', async (t) => {
-  const batches = await microBatches(collator, examples, { batchSize: 4 })
+  const batches = (await microBatches(collator, examples, { batchSize: 4 })) as Batch[]
   t.same(
-    batches.map(({ numSamples }: Batch) => numSamples),
+    batches.map(({ numSamples }) => numSamples),
     [4, 4, 1],
   )
   t.equal(countTargets(batches), 9 * 21)

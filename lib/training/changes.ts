@@ -1,4 +1,3 @@
-import { env } from '../env.js'
 import type { RunSetup } from './state.js'
 
 const meaning: Record<keyof RunSetup, string> = {
@@ -10,12 +9,14 @@ const meaning: Record<keyof RunSetup, string> = {
   variant: 'the CPU variant',
 }
 
-/** Says what differs between a checkpoint and the training that resumes it: that one will not repeat the uninterrupted run. */
-export function warnOfChanges(checkpoint: string, before: RunSetup, now: RunSetup): void {
+/**
+ * Says what differs between a checkpoint and the training that resumes it, as that one will not repeat the uninterrupted run; null
+ * if nothing does.
+ */
+export function describeChanges(checkpoint: string, before: RunSetup, now: RunSetup): string | null {
   const changes = (Object.keys(meaning) as (keyof RunSetup)[])
     .filter((key) => before[key] !== now[key])
     .map((key) => `${meaning[key]} was ${before[key]} and is ${now[key]}`)
-  if (changes.length) {
-    env.logger.warn(`resuming from ${checkpoint} will not repeat the uninterrupted training bit for bit: ${changes.join('; ')}`)
-  }
+  if (changes.length === 0) return null
+  return `resuming from ${checkpoint} will not repeat the uninterrupted training bit for bit: ${changes.join('; ')}`
 }
