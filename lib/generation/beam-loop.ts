@@ -1,4 +1,5 @@
 import { invalidArgument } from '../errors.js'
+import { withCallSite } from '../tensor/call-site.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type BeamCandidates, BeamSearch, candidatesPerStep, type Hypothesis } from './beam-search.js'
@@ -56,13 +57,14 @@ export async function searchBeams(
       rules.reorder(parents)
       await decoder.ready()
       const chosen = Int32Array.from(going.flatMap(({ move }) => move.tokens))
-      logits = keep(
+      logits = withCallSite('generate', () =>
         scope(() => {
           const tokens = Tensor.from(device, chosen, [chosen.length], 'int32')
           rules!.append(tokens)
           return decoder.forward(tokens)
         }),
       )
+      keep(logits)
     }
     return searches.map((search) => search.hypotheses)
   } finally {

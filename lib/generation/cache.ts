@@ -1,7 +1,8 @@
 import type { ModelShape } from '../models/causal-lm.js'
 import type { Device } from '../tensor/device.js'
+import type { DType } from '../tensor/dtype.js'
 import { keep } from '../tensor/scope.js'
-import { type DType, Tensor } from '../tensor/tensor.js'
+import { Tensor } from '../tensor/tensor.js'
 
 /**
  * Keys and values of a group of sequences: those of the prompts in blocks that sequences share, those of generated tokens in slots

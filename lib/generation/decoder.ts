@@ -3,6 +3,7 @@ import { Batch } from '../data/batch.js'
 import type { CausalLM } from '../models/causal-lm.js'
 import { attendSegments } from '../nn/attention.js'
 import type { Adapter } from '../peft/adapter.js'
+import { withCallSite } from '../tensor/call-site.js'
 import type { Device } from '../tensor/device.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
@@ -104,7 +105,9 @@ export class GroupDecoder {
       let first = 0
       for (const [index, batch] of this.#batches.entries()) {
         if (index > 0) await between()
-        hidden = noGrad(() => scope(() => this.#prefillPass(batch, base, first, prompts, hidden)))
+        hidden = withCallSite('generate', () =>
+          noGrad(() => scope(() => this.#prefillPass(batch, base, first, prompts, hidden))),
+        )
         if (index === 0) keep(hidden)
         base += batch.numTokens
         first += batch.numSamples

@@ -1,3 +1,4 @@
+import { drawSeed } from '../env.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import type { Model } from '../model/model.js'
 import type { Adapter } from '../peft/adapter.js'
@@ -7,7 +8,7 @@ import { streamSeed } from './choose.js'
 import { type GenerationConfig, newTokensFor, type ResolvedConfig, resolveConfig } from './config.js'
 import type { GroupInput } from './group.js'
 import { type Group, planGroups } from './plan.js'
-import { encodePrompt, type Prompt } from './prompt.js'
+import { encodePrompt, needTokenizer, type Prompt, tokenizerOf } from './prompt.js'
 import { type Score, type ScoreOptions, scoreContinuations } from './score.js'
 import { EndConditions, type FinishReason, type Request, Sequence } from './sequence.js'
 import { decodeAfter, StopStrings, TextStream } from './text.js'
@@ -98,7 +99,7 @@ export class Generator {
     try {
       const [request] = await this.#encode([prompt], config, adapter)
       const sequence = new Sequence(request!)
-      const text = new TextStream(this.model.tokenizer, request!.context)
+      const text = new TextStream(needTokenizer(tokenizerOf(this.model)), request!.context)
       let start = config.forcedPrefix
       const input = this.#input([[request!]], config, adapter)
       for await (const growths of decodeTokens(
@@ -160,11 +161,11 @@ export class Generator {
 
   #configure(options: GenerationConfig | undefined): ResolvedConfig {
     this.#check()
-    const { generationConfig, config, tokenizer } = this.model
+    const { generationConfig, config } = this.model
     const ends = config.eos_token_id as number | number[] | null | undefined
     const config_ = resolveConfig(options, {
       file: generationConfig,
-      eosTokenIds: ends === null || ends === undefined ? (tokenizer?.eosTokenIds ?? []) : [ends].flat(),
+      eosTokenIds: ends === null || ends === undefined ? (tokenizerOf(this.model)?.eosTokenIds ?? []) : [ends].flat(),
     })
     config_.signal?.throwIfAborted()
     return config_
@@ -179,11 +180,12 @@ export class Generator {
 
   async #encode(prompts: readonly Prompt[], config: ResolvedConfig, adapter: Adapter | null): Promise<Request[]> {
     const limits = this.#limits(adapter)
+    const tokenizer = tokenizerOf(this.model)
     const requests: Request[] = []
     for (const prompt of prompts) {
       // Encoding is the one long thing that runs here: let others in between.
       if (requests.length % 8 === 7) await new Promise<void>((resolve) => setImmediate(resolve))
-      const encoded = encodePrompt(this.model.tokenizer, prompt, config, limits)
+      const encoded = encodePrompt(tokenizer, prompt, config, limits)
       requests.push({ ...encoded, maxNewTokens: newTokensFor(config, encoded.inputIds.length, limits.contextLength) })
     }
     return requests
@@ -215,13 +217,13 @@ export class Generator {
 
   #ends(config: ResolvedConfig): EndConditions {
     const { stopStrings, eosTokenId } = config
-    return new EndConditions(eosTokenId, stopStrings.length > 0 ? new StopStrings(this.model.tokenizer, stopStrings) : null)
+    const stops = stopStrings.length > 0 ? new StopStrings(needTokenizer(tokenizerOf(this.model)), stopStrings) : null
+    return new EndConditions(eosTokenId, stops)
   }
 
   #seeds(requests: readonly Request[], config: ResolvedConfig): Int32Array {
-    const fresh = () => Math.floor(Math.random() * 2 ** 32)
     const seeds = requests.flatMap(({ inputIds }) =>
-      Array.from({ length: rowsPerPromptOf(config) }, (_, rank) => streamSeed(config.seed ?? fresh(), inputIds, rank)),
+      Array.from({ length: rowsPerPromptOf(config) }, (_, rank) => streamSeed(config.seed ?? drawSeed(), inputIds, rank)),
     )
     return Int32Array.from(seeds)
   }
@@ -258,7 +260,7 @@ export class Generator {
   }
 
   #sequence(request: Request, tokenIds: number[], finishReason: FinishReason, score?: number): GeneratedSequence {
-    const { tokenizer } = this.model
+    const tokenizer = tokenizerOf(this.model)
     const text = tokenizer ? request.forcedPrefix + decodeAfter(tokenizer, request.context, tokenIds) : ''
     return { text, tokenIds, ...(score === undefined ? {} : { score }), finishReason }
   }

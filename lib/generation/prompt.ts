@@ -46,23 +46,23 @@ function encode(
     throw invalidArgument('GenerationConfig.continueFinalMessage needs a prompt with messages')
   }
   if (typeof prompt === 'string') {
-    const inputIds = encodeText(need(tokenizer), prompt + forcedPrefix)
+    const inputIds = encodeText(needTokenizer(tokenizer), prompt + forcedPrefix)
     return { inputIds: Int32Array.from(inputIds), context: inputIds, forcedPrefix }
   }
   if (isChat) {
     const { messages, tools } = prompt
-    const text = need(tokenizer).applyChatTemplate(messages, {
+    const text = needTokenizer(tokenizer).applyChatTemplate(messages, {
       tokenize: false,
       addGenerationPrompt: !continueFinalMessage,
       continueFinalMessage,
       ...(tools ? { tools } : {}),
     })
-    const inputIds = need(tokenizer).encode(text + forcedPrefix, { addSpecialTokens: false })
+    const inputIds = needTokenizer(tokenizer).encode(text + forcedPrefix, { addSpecialTokens: false })
     const joins = forcedPrefix !== '' || continueFinalMessage
     return { inputIds: Int32Array.from(inputIds), context: joins ? inputIds : [], forcedPrefix }
   }
   if (typeof prompt === 'object' && prompt !== null && 'inputIds' in prompt) {
-    const start = forcedPrefix === '' ? [] : need(tokenizer).encode(forcedPrefix, { addSpecialTokens: false })
+    const start = forcedPrefix === '' ? [] : needTokenizer(tokenizer).encode(forcedPrefix, { addSpecialTokens: false })
     const inputIds = [...Array.from(prompt.inputIds), ...start]
     const wrong = inputIds.findIndex((id) => !Number.isInteger(id))
     if (wrong >= 0) throw invalidArgument(`prompt.inputIds[${wrong}] must be a token id, got ${String(inputIds[wrong])}`)
@@ -100,7 +100,18 @@ function checkIds(inputIds: Int32Array, { contextLength, vocabSize }: Limits, ne
   }
 }
 
-function need(tokenizer: Tokenizer | null): Tokenizer {
+/** The model's tokenizer; null for a model that came without one, which takes and gives token ids only. */
+export function tokenizerOf(model: { readonly tokenizer: Tokenizer }): Tokenizer | null {
+  try {
+    return model.tokenizer
+  } catch (error) {
+    if (error instanceof QuantuneError && error.code === 'ERR_INVALID_ARGUMENT') return null
+    throw error
+  }
+}
+
+/** @throws ERR_INVALID_ARGUMENT where there is none */
+export function needTokenizer(tokenizer: Tokenizer | null): Tokenizer {
   if (!tokenizer) throw invalidArgument('the model has no tokenizer: give prompts as { inputIds } and no texts')
   return tokenizer
 }

@@ -4,10 +4,11 @@ import { invalidArgument } from '../errors.js'
 import type { Model } from '../model/model.js'
 import { attendSegments } from '../nn/attention.js'
 import type { Adapter } from '../peft/adapter.js'
+import { withCallSite } from '../tensor/call-site.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { planGroups } from './plan.js'
-import { encodePrompt, encodeText, type Limits, type Prompt } from './prompt.js'
+import { encodePrompt, encodeText, type Limits, type Prompt, tokenizerOf } from './prompt.js'
 
 export interface ScoreOptions {
   /** The adapter to use: a name, or null for the bare base. Default: the model's current one. */
@@ -81,13 +82,13 @@ export async function scoreContinuations(
 
 function encodeCases(model: Model, prompt: Prompt, continuations: readonly string[], limits: Limits): Case[] {
   const options = { forcedPrefix: '', continueFinalMessage: false }
-  const { inputIds } = encodePrompt(model.tokenizer, prompt, options, limits)
+  const { inputIds } = encodePrompt(tokenizerOf(model), prompt, options, limits)
   return continuations.map((text, i) => {
     if (typeof text !== 'string') throw invalidArgument(`score: continuation ${i} must be a string, got ${typeof text}`)
     const continuation = encodeContinuation(model, prompt, inputIds, text)
     if (continuation.length === 0) throw invalidArgument(`score: continuation ${i} is empty: it has no tokens`)
     const whole = { inputIds: [...inputIds, ...continuation.slice(0, -1)] }
-    encodePrompt(model.tokenizer, whole, { ...options, needsRoom: false }, limits)
+    encodePrompt(tokenizerOf(model), whole, { ...options, needsRoom: false }, limits)
     return { prompt: inputIds, continuation }
   })
 }
@@ -116,7 +117,7 @@ async function logProbsOf(
   const rows = Int32Array.from(new Set(order.map((i) => pairs[i]!.row)))
   const indexOf = new Map(Array.from(rows, (row, i) => [row, i]))
   const { device, network } = model
-  const losses = noGrad(() =>
+  const queue = () =>
     scope(() => {
       const int32 = (data: ArrayLike<number>) => Tensor.from(device, Int32Array.from(data), [data.length], 'int32')
       const outputRows = int32(rows)
@@ -130,9 +131,8 @@ async function logProbsOf(
       const targetRows = int32(order.map((i) => indexOf.get(pairs[i]!.row)!))
       const targetIds = int32(order.map((i) => pairs[i]!.target))
       return network.losses(hidden, targetRows, targetIds, adapter)
-    }),
-  )
-  keep(losses)
+    })
+  const losses = keep(withCallSite('score', () => noGrad(queue)))
   try {
     const values = (await losses.data()) as Float32Array
     const logProbs = new Array<number>(pairs.length)

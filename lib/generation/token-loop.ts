@@ -1,3 +1,4 @@
+import { withCallSite } from '../tensor/call-site.js'
 import { keep, scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type Chosen, TokenChooser } from './choose.js'
@@ -36,24 +37,28 @@ export async function* decodeTokens(
   const decoder = new GroupDecoder(input)
   const chooser = new TokenChooser(device, config, seeds)
   const prompts = sequences.map(({ request }) => request.inputIds)
-  let rules: LogitsRules | null = null
-  let chosen: Chosen | null = null
-  let next: Chosen | null = null
+  let rules = null as LogitsRules | null
+  let chosen = null as Chosen | null
+  let next = null as Chosen | null
   const choose = (step: number, logits: () => Tensor): Chosen =>
-    own(
-      scope(() => {
-        const scores = logits()
-        rules ??= new LogitsRules(device, config, prompts, maxSteps, scores.shape[1]!)
-        rules.apply(scores, step)
-        const result = chooser.choose(scores)
-        rules.append(result.tokens)
-        return result
-      }),
+    withCallSite('generate', () =>
+      own(
+        scope(() => {
+          const scores = logits()
+          rules ??= new LogitsRules(device, config, prompts, maxSteps, scores.shape[1]!)
+          rules.apply(scores, step)
+          const result = chooser.choose(scores)
+          rules.append(result.tokens)
+          return result
+        }),
+      ),
     )
   try {
-    const first = await decoder.prefill(() => passed(input))
-    const rows = sequences.map((_, row) => Math.floor(row / rowsPerPrompt))
-    chosen = choose(0, () => gatherRows({ first }, rows).first)
+    const perPrompt = await decoder.prefill(() => passed(input))
+    const promptOf = sequences.map((_, row) => Math.floor(row / rowsPerPrompt))
+    const { first } = gatherRows({ first: perPrompt }, promptOf)
+    perPrompt.dispose()
+    chosen = choose(0, () => first)
     first.dispose()
     let live = [...sequences]
     for (let step = 1; ; step++) {
