@@ -35,7 +35,10 @@ export async function openWeightFiles(folder: string): Promise<WeightFiles> {
   const pickle = names.find((name) => /\.(bin|pt|pth|ckpt)$/.test(name) && name !== 'training_args.bin')
   if (pickle === undefined) throw missingFile(join(folder, singleFile), `, nor a ${indexFile}`)
   const path = join(folder, pickle)
-  throw corruptFile(path, 'quantune reads safetensors files only: a Python pickle can run any code. Convert it with save_pretrained')
+  throw corruptFile(
+    path,
+    'quantune reads safetensors files only: a Python pickle can run any code. Convert it with save_pretrained',
+  )
 }
 
 async function listFolder(folder: string): Promise<string[]> {
@@ -51,7 +54,9 @@ function checkIndex(path: string, weightMap: unknown): Map<string, string> {
   for (const [tensor, file] of Object.entries(weightMap)) {
     // A name with a separator could lead anywhere on the disk.
     if (typeof file !== 'string' || !/^[^/\\]+\.safetensors$/.test(file)) {
-      throw corruptFile(path, `is said to lie in ${JSON.stringify(file)}, which is no safetensors file of this folder`, { tensor })
+      throw corruptFile(path, `is said to lie in ${JSON.stringify(file)}, which is no safetensors file of this folder`, {
+        tensor,
+      })
     }
   }
   return new Map(Object.entries(weightMap as Record<string, string>))

@@ -1,6 +1,7 @@
 /** Four-bit weights as bitsandbytes stores them: the packed codes under the weight's name, everything else beside it. */
-import { corruptFile } from '../formats/errors.js'
+
 import { elementsOf } from '../formats/dtypes.js'
+import { corruptFile } from '../formats/errors.js'
 import { isJsonObject } from '../formats/json.js'
 import type { SafetensorsDtype } from '../formats/safetensors.js'
 import { readTensorBytes, type StoredTensor, type WeightFiles } from '../formats/weight-files.js'
@@ -9,7 +10,7 @@ import { unsupportedMethod } from './config.js'
 export interface StoredFourBitWeight {
   readonly type: 'nf4' | 'fp4'
   readonly shape: readonly number[]
-  readonly blockSize: number
+  readonly blockSize: 64 | 128
   /** uint8 [n / 2]: two codes a byte, the first in the high nibble */
   readonly codes: StoredTensor
   /** [blocks]: float32, or uint8 with double quantization */
@@ -67,7 +68,7 @@ function expectBytes(tensor: StoredTensor, bytes: number): void {
 interface State {
   type: string
   shape: number[]
-  blockSize: number
+  blockSize: 64 | 128
   /** null without double quantization */
   offset: number | null
 }
@@ -106,5 +107,6 @@ const codes = {
 async function checkCode(map: StoredTensor, type: 'nf4' | 'fp4'): Promise<void> {
   const values = elementsOf('F32', await readTensorBytes(map)) as Float32Array
   const expected = type === 'nf4' ? codes.nf4 : [...codes.fp4, ...codes.fp4.map((value) => -value)]
-  if (values.some((value, i) => !(Math.abs(value - expected[i]!) < 1e-5))) throw unsupportedMethod(`${type} with a code of its own`)
+  if (values.some((value, i) => !(Math.abs(value - expected[i]!) < 1e-5)))
+    throw unsupportedMethod(`${type} with a code of its own`)
 }

@@ -27,7 +27,7 @@ export type Quantization = 'none' | 'nf4' | 'fp4' | 'int8' | QuantizationConfig 
 
 export interface ResolvedQuantization {
   readonly type: 'nf4' | 'fp4'
-  readonly blockSize: number
+  readonly blockSize: 64 | 128
   readonly doubleQuant: boolean
   readonly skipModules: readonly string[]
 }

@@ -1,0 +1,199 @@
+import { Parameter } from '../autograd/index.js'
+import { corruptFile } from '../formats/errors.js'
+import type { SafetensorsDtype } from '../formats/safetensors.js'
+import type { StoredTensor, WeightFiles } from '../formats/weight-files.js'
+import type { Architecture, CausalLM } from '../models/index.js'
+import { initialize } from '../nn/index.js'
+import { describeFourBit, isFourBit, type StoredFourBitWeight } from '../quantization/bitsandbytes.js'
+import type { ResolvedQuantization } from '../quantization/config.js'
+import { type Device, type DType, type MappedFile, type Purpose, Tensor } from '../tensor/index.js'
+import type { Progress } from './options.js'
+import { locateParameters, type PlannedParameter, planParameters } from './plan.js'
+
+/** Where a parameter came from: what `savePretrained` writes in the file's own type, or streams from the file again. */
+export interface Origin {
+  readonly dtype: 'F32' | 'F16' | 'BF16'
+  /** null for weights that no 16- or 32-bit file holds (four-bit folders, new models) */
+  readonly stored: StoredTensor | null
+}
+
+export interface LoadedNetwork {
+  network: CausalLM
+  origins: ReadonlyMap<string, Origin>
+}
+
+export interface LoadOptions {
+  architecture: Architecture
+  config: Readonly<Record<string, unknown>>
+  device: Device
+  dtype: 'float32' | 'bfloat16'
+  quantization: ResolvedQuantization | null
+  signal?: AbortSignal | undefined
+  onProgress?: ((progress: Progress) => void) | undefined
+}
+
+export const dtypeOfFile: Partial<Record<SafetensorsDtype, DType>> = {
+  F32: 'float32',
+  F16: 'float16',
+  BF16: 'bfloat16',
+  U8: 'uint8',
+}
+
+/** What may be queued before the loader waits: keeps progress honest and an abort quick. */
+const bytesInFlight = 64 << 20
+
+/**
+ * Builds a network from a folder's weights. Each weight is copied out of the mapped file, quantized and freed in turn, so the peak
+ * stays near the final size.
+ */
+export async function loadNetwork(files: WeightFiles, options: LoadOptions): Promise<LoadedNetwork> {
+  const { architecture, config, device, dtype, quantization } = options
+  const { parameters } = planParameters(architecture, config, quantization)
+  const located = locateParameters(files, parameters, architecture)
+  const loader = new Loader(files, options)
+  const values = new Map<string, Tensor>()
+  const origins = new Map<string, Origin>()
+  try {
+    for (const parameter of parameters) {
+      const stored = located.get(parameter.name)!
+      const { value, origin } = await loader.load(parameter, stored)
+      values.set(parameter.name, value)
+      origins.set(parameter.name, origin)
+    }
+    await loader.finish()
+    const take = (name: string) => new Parameter(name, values.get(name)!)
+    return { network: architecture.create(architecture.parseConfig(config), take, { dtype }), origins }
+  } catch (error) {
+    for (const value of values.values()) value.dispose()
+    throw error
+  } finally {
+    await device.settled().catch(() => {})
+    loader.close()
+  }
+}
+
+class Loader {
+  readonly #files: WeightFiles
+  readonly #options: LoadOptions
+  readonly #mapped = new Map<string, MappedFile>()
+  #loadedBytes = 0
+  #waitedBytes = 0
+
+  constructor(files: WeightFiles, options: LoadOptions) {
+    this.#files = files
+    this.#options = options
+  }
+
+  async load(parameter: PlannedParameter, stored: StoredTensor): Promise<{ value: Tensor; origin: Origin }> {
+    this.#options.signal?.throwIfAborted()
+    const loaded = isFourBit(this.#files, stored.name)
+      ? this.#fourBit(parameter, await describeFourBit(this.#files, stored.name))
+      : { value: this.#dense(parameter, stored), origin: { dtype: stored.dtype as Origin['dtype'], stored } }
+    this.#loadedBytes += stored.byteLength
+    if (this.#loadedBytes - this.#waitedBytes > bytesInFlight) {
+      await this.#options.device.settled()
+      this.#waitedBytes = this.#loadedBytes
+    }
+    this.#report(stored)
+    return loaded
+  }
+
+  async finish(): Promise<void> {
+    await this.#options.device.settled()
+  }
+
+  close(): void {
+    for (const file of this.#mapped.values()) file.close()
+  }
+
+  #report({ path }: StoredTensor): void {
+    const { onProgress, quantization } = this.#options
+    const totalBytes = this.#files.totalBytes
+    onProgress?.({ stage: quantization ? 'quantize' : 'load', file: path, loadedBytes: this.#loadedBytes, totalBytes })
+  }
+
+  #dense({ quantize }: PlannedParameter, stored: StoredTensor): Tensor {
+    const { device, quantization } = this.#options
+    const value = this.#read(stored, dtypeOfFile[stored.dtype]!, stored.shape, quantize ? 'other' : 'weights')
+    if (quantize && quantization)
+      return consume(value, quantized(device, stored.shape, quantization), (q, w) => device.ops.quantize(q, w))
+    // Norms and biases are small, and kernels read them as float32.
+    if (stored.shape.length > 1 || value.dtype === 'float32') return value
+    return consume(value, Tensor.empty(device, stored.shape, 'float32', 'weights'), (to, from) => device.ops.copy(to, from))
+  }
+
+  #fourBit({ name, shape }: PlannedParameter, weight: StoredFourBitWeight): { value: Tensor; origin: Origin } {
+    const { device } = this.#options
+    if (weight.shape.join() !== shape.join()) {
+      const problem = `was quantized as [${weight.shape.join(', ')}], config.json asks for [${shape.join(', ')}]`
+      throw corruptFile(weight.codes.path, problem, { tensor: name })
+    }
+    const { nested } = weight
+    const value = quantized(device, shape, { ...weight, doubleQuant: nested !== null })
+    const flat = (stored: StoredTensor) =>
+      this.#read(stored, dtypeOfFile[stored.dtype]!, [stored.byteLength / (stored.dtype === 'F32' ? 4 : 1)], 'other')
+    const codes = this.#read(weight.codes, 'uint8', [weight.codes.byteLength], 'other')
+    const parts = [codes, flat(weight.absmax), nested && flat(nested.absmax), nested && flat(nested.code)] as const
+    device.ops.quantized_load(value, ...parts, nested?.offset ?? 0)
+    for (const part of parts) part?.dispose()
+    return { value, origin: { dtype: originDtype(this.#options.config), stored: null } }
+  }
+
+  #read(stored: StoredTensor, dtype: DType, shape: readonly number[], purpose: Purpose): Tensor {
+    let file = this.#mapped.get(stored.path)
+    if (file === undefined) {
+      file = this.#options.device.openFile(stored.path)
+      this.#mapped.set(stored.path, file)
+    }
+    return Tensor.fromFile(this.#options.device, file, stored.byteOffset, shape, dtype, purpose)
+  }
+}
+
+function quantized(
+  device: Device,
+  shape: readonly number[],
+  { type, blockSize, doubleQuant }: Omit<ResolvedQuantization, 'skipModules'>,
+): Tensor {
+  return Tensor.emptyQuantized(device, shape, { type, blockSize, doubleQuant }, 'weights')
+}
+
+/** Fills `target` from `source`, which is freed as soon as that has run. */
+function consume(source: Tensor, target: Tensor, fill: (target: Tensor, source: Tensor) => void): Tensor {
+  fill(target, source)
+  source.dispose()
+  return target
+}
+
+/** `dtype` (older: `torch_dtype`) of config.json as safetensors call it; float32 when it says nothing. */
+export function originDtype(config: Readonly<Record<string, unknown>>): Origin['dtype'] {
+  const name = String(config.dtype ?? config.torch_dtype ?? 'float32')
+  return name === 'bfloat16' ? 'BF16' : name === 'float16' ? 'F16' : 'F32'
+}
+
+/** A network with newly drawn weights; they depend on the seed and the parameters' names alone. */
+export function initializeNetwork(options: LoadOptions & { seed: number; trainable: boolean }): LoadedNetwork {
+  const { architecture, config, device, dtype, quantization, seed } = options
+  const { parameters } = planParameters(architecture, config, quantization)
+  const origin: Origin = { dtype: originDtype(config), stored: null }
+  const storage = options.trainable ? 'float32' : dtypeOfFile[origin.dtype]!
+  const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]))
+  const create = (name: string) => {
+    const { shape, init, quantize } = byName.get(name)!
+    const drawn = Tensor.empty(device, shape, 'float32', 'weights')
+    initialize(drawn, name, init, seed)
+    if (quantize && quantization) {
+      return new Parameter(
+        name,
+        consume(drawn, quantized(device, shape, quantization), (q, w) => device.ops.quantize(q, w)),
+      )
+    }
+    if (shape.length === 1 || storage === 'float32') return new Parameter(name, drawn)
+    const stored = Tensor.empty(device, shape, storage, 'weights')
+    return new Parameter(
+      name,
+      consume(drawn, stored, (to, from) => device.ops.copy(to, from)),
+    )
+  }
+  const network = architecture.create(architecture.parseConfig(config), create, { dtype })
+  return { network, origins: new Map(parameters.map(({ name }) => [name, origin])) }
+}

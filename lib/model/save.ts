@@ -1,0 +1,169 @@
+import { mkdir, realpath, unlink } from 'node:fs/promises'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { invalidArgument } from '../errors.js'
+import { writeJsonAtomically } from '../formats/atomic-file.js'
+import { ioError } from '../formats/errors.js'
+import { readJsonObjectIfPresent } from '../formats/json.js'
+import { byteLengthOf } from '../formats/safetensors.js'
+import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
+import { parseOptions } from '../options.js'
+import type { LoraAdapter } from '../peft/lora.js'
+import { type WeightExport, weightExports } from './export.js'
+import { originDtype } from './load.js'
+import type { ModelState } from './state.js'
+
+export interface SavePretrainedOptions {
+  /** Add this adapter to the weights; true: the active one. Default: the one that is merged in memory, if any. */
+  mergeAdapter?: string | boolean
+  /**
+   * What a quantized weight becomes: 'original' reads it again from the 16- or 32-bit files that the model was loaded from (default
+   * where there are such); 'dequantized' is exactly what was trained and evaluated. Four bits are never written.
+   */
+  base?: 'original' | 'dequantized'
+  /** Default: each weight in its file's type. */
+  dtype?: 'float32' | 'bfloat16' | 'float16'
+  /** Bytes, or '5GB', '500MB'. Default: '5GB'. */
+  maxShardSize?: number | string
+  signal?: AbortSignal
+}
+
+const optionsSchema = z.strictObject({
+  mergeAdapter: z.union([z.string(), z.boolean()]).optional(),
+  base: z.enum(['original', 'dequantized']).optional(),
+  dtype: z.enum(['float32', 'bfloat16', 'float16']).optional(),
+  maxShardSize: z
+    .union([z.number().positive(), z.string().regex(/^\d+(\.\d+)?\s*[KMG]i?B$/i, "expected bytes or a size such as '5GB'")])
+    .default('5GB'),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+const fileDtype = { float32: 'F32', bfloat16: 'BF16', float16: 'F16' } as const
+const configDtype = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' } as const
+
+const singleFile = 'model.safetensors'
+const indexFile = 'model.safetensors.index.json'
+
+/** Writes a folder in the Hugging Face layout. Every file appears whole or not at all; config.json comes last. */
+export async function savePretrained(
+  state: ModelState,
+  folder: string,
+  given: SavePretrainedOptions | undefined,
+  active: string | null,
+): Promise<void> {
+  const options = parseOptions(optionsSchema, given, 'SavePretrainedOptions')
+  const adapter = adapterToMerge(state, options.mergeAdapter, active)
+  const base = await chooseBase(state, folder, options.base)
+  const { exports, vocabSize, untied, unpredictable } = weightExports(state, adapter, base)
+  const sources = exports.map((weight) => sourceOf(weight, options.dtype && fileDtype[options.dtype]))
+  try {
+    await mkdir(folder, { recursive: true })
+    await writeWeights(folder, sources, bytesOfSize(options.maxShardSize), options.signal)
+  } catch (error) {
+    throw ioError('cannot write', folder, error)
+  } finally {
+    for (const weight of exports) weight.close()
+  }
+  if (state.hasTokenizer) await state.tokenizer.save(folder)
+  await saveGenerationConfig(state, folder, unpredictable)
+  const { quantization_config: _, torch_dtype: __, ...config } = state.config
+  const dtype = options.dtype ?? configDtype[originDtype(state.config)]
+  const tied = untied ? { tie_word_embeddings: false } : {}
+  await writeJsonAtomically(join(folder, 'config.json'), { ...config, ...tied, vocab_size: vocabSize, dtype })
+}
+
+function adapterToMerge(state: ModelState, wanted: string | boolean | undefined, active: string | null): LoraAdapter | null {
+  if (wanted === undefined) return state.merged?.adapter ?? null
+  if (wanted === false) return null
+  const name = wanted === true ? active : wanted
+  if (name === null) throw invalidArgument('SavePretrainedOptions.mergeAdapter: no adapter is active; name one')
+  return state.adapterNamed(name)
+}
+
+async function chooseBase(
+  state: ModelState,
+  folder: string,
+  wanted: 'original' | 'dequantized' | undefined,
+): Promise<'original' | 'dequantized'> {
+  const isFourBit = (dtype: string) => dtype === 'nf4' || dtype === 'fp4'
+  const quantized = [...state.network.parameters.values()].filter(({ name, dtype }) => {
+    return isFourBit(state.merged?.replaced.get(name)?.dtype ?? dtype)
+  })
+  const available = quantized.every(({ name }) => state.origins.get(name)?.stored)
+  if (wanted === 'original' && !available) {
+    throw invalidArgument("SavePretrainedOptions.base: this model did not come from 16- or 32-bit files; use 'dequantized'")
+  }
+  const base = wanted ?? (available ? 'original' : 'dequantized')
+  if (base === 'original' && quantized.length > 0) await refuseOwnFiles(state, folder, quantized[0]!.name)
+  return base
+}
+
+/** The weights are streamed from these files while the new ones are written. */
+async function refuseOwnFiles(state: ModelState, folder: string, parameter: string): Promise<void> {
+  const source = await realpath(join(state.origins.get(parameter)!.stored!.path, '..')).catch(() => null)
+  const target = await realpath(folder).catch(() => null)
+  if (source !== null && source === target)
+    throw invalidArgument(`savePretrained: ${folder} holds the files that the model was loaded from`)
+}
+
+function sourceOf(weight: WeightExport, dtype: WeightExport['dtype'] | undefined): SafetensorsSource {
+  return { name: weight.name, dtype: dtype ?? weight.dtype, shape: weight.shape, data: weight.read }
+}
+
+export function bytesOfSize(size: number | string): number {
+  if (typeof size === 'number') return size
+  const [, number, unit, binary] = /^([\d.]+)\s*([KMG])(i?)B$/i.exec(size)!
+  const power = { K: 1, M: 2, G: 3 }[unit!.toUpperCase()]!
+  return Number(number) * (binary ? 1024 : 1000) ** power
+}
+
+async function writeWeights(
+  folder: string,
+  sources: SafetensorsSource[],
+  maxShardSize: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  const shards = split(sources, maxShardSize)
+  const before = await readJsonObjectIfPresent(join(folder, indexFile))
+  const stale = new Set([singleFile, indexFile, ...Object.values((before?.weight_map ?? {}) as Record<string, string>)])
+  const names = shards.length === 1 ? [singleFile] : shards.map((_, i) => shardName(i, shards.length))
+  for (const [i, shard] of shards.entries())
+    await writeSafetensors(join(folder, names[i]!), shard, { format: 'pt' }, { signal })
+  if (shards.length > 1) {
+    const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]!])))
+    const total = sources.reduce((sum, { dtype, shape }) => sum + byteLengthOf(dtype, shape), 0)
+    await writeJsonAtomically(join(folder, indexFile), { metadata: { total_size: total }, weight_map: weightMap })
+    stale.delete(indexFile)
+  }
+  for (const name of names) stale.delete(name)
+  // What an earlier save left would be read instead of, or beside, the new files.
+  for (const name of stale) if (/^[^/\\]+$/.test(name)) await unlink(join(folder, name)).catch(() => {})
+}
+
+function split(sources: SafetensorsSource[], maxShardSize: number): SafetensorsSource[][] {
+  const shards: SafetensorsSource[][] = [[]]
+  let size = 0
+  for (const source of sources) {
+    const bytes = byteLengthOf(source.dtype, source.shape)
+    if (size > 0 && size + bytes > maxShardSize) {
+      shards.push([])
+      size = 0
+    }
+    shards[shards.length - 1]!.push(source)
+    size += bytes
+  }
+  return shards
+}
+
+function shardName(index: number, count: number): string {
+  const number = (n: number) => String(n).padStart(5, '0')
+  return `model-${number(index + 1)}-of-${number(count)}.safetensors`
+}
+
+async function saveGenerationConfig(state: ModelState, folder: string, unpredictable: readonly number[]): Promise<void> {
+  const config = { ...state.generationConfig }
+  if (unpredictable.length > 0) {
+    config.suppress_tokens = [...new Set([...((config.suppress_tokens ?? []) as number[]), ...unpredictable])]
+  }
+  if (Object.keys(config).length > 0) await writeJsonAtomically(join(folder, 'generation_config.json'), config)
+}

@@ -1,0 +1,136 @@
+import { z } from 'zod'
+import type { Parameter } from '../autograd/index.js'
+import { invalidArgument } from '../errors.js'
+import { parseOptions } from '../options.js'
+import type { Adapter, LoraLayer, TokenRows } from '../peft/adapter.js'
+import type { LoraAdapter } from '../peft/lora.js'
+import { createTokenRows } from '../peft/token-rows.js'
+import { scope, Tensor } from '../tensor/index.js'
+import type { ModelState } from './state.js'
+
+export interface AddTokensOptions {
+  /** Train the rows. Default: true. */
+  trainable?: boolean
+  /** Whether the model may generate them. Only false (default) is there yet: no row in the head, never generated. */
+  predictable?: false
+  /** The rows' first values: the mean of all embedding rows (default), or zeros. */
+  initFrom?: 'mean' | 'zeros'
+}
+
+const optionsSchema = z.strictObject({
+  trainable: z.boolean().default(true),
+  predictable: z.boolean().default(false),
+  initFrom: z.enum(['mean', 'zeros']).default('mean'),
+})
+
+/**
+ * Rows of added tokens, for calls without another adapter: the base itself stays as it is. Trainable on its own (embedding-only
+ * training).
+ */
+export class NewTokens implements Adapter {
+  readonly type = 'tokens'
+  readonly name = 'new-tokens'
+  readonly config = null
+  readonly tokenRows: TokenRows
+  constructor(rows: TokenRows) {
+    this.tokenRows = rows
+  }
+
+  parameters(): ReadonlyMap<string, Parameter> {
+    return new Map([[this.tokenRows.rows.name, this.tokenRows.rows]])
+  }
+
+  lora(): LoraLayer | null {
+    return null
+  }
+
+  replaced(): Parameter | null {
+    return null
+  }
+
+  dispose(): void {
+    this.tokenRows.rows.dispose()
+    this.tokenRows.rowOf.dispose()
+  }
+}
+
+/**
+ * Adds tokens to the tokenizer, and rows for them to every adapter and to the bare base. Tokens that the vocabulary had already get
+ * rows of their own too, which stand in for the base's.
+ * @returns the tokens' ids
+ */
+export function addTokens(state: ModelState, tokens: readonly string[], options: AddTokensOptions | undefined): number[] {
+  const { trainable, predictable, initFrom } = parseOptions(optionsSchema, options, 'AddTokensOptions')
+  if (predictable) {
+    throw invalidArgument(
+      'AddTokensOptions.predictable: tokens that the model can generate need new rows in its head, which is not there yet',
+    )
+  }
+  if (!Array.isArray(tokens) || tokens.length === 0) throw invalidArgument('addTokens: expected a list of one token or more')
+  const ids = state.tokenizer.addTokens(tokens)
+  const unique = [...new Set(ids)]
+  scope(() => {
+    const first = initFrom === 'mean' ? embeddingMean(state) : null
+    for (const adapter of state.adapters.values())
+      adapter.setTokenRows(extended(state, adapter.tokenRows, unique, first, trainable))
+    const rows = extended(state, state.newTokens?.tokenRows ?? null, unique, first, trainable)
+    state.newTokens?.dispose()
+    state.newTokens = new NewTokens(rows)
+  })
+  suppress(state, unique)
+  return ids
+}
+
+/** A copy of the base's added rows for a new adapter. */
+export function giveTokenRows(state: ModelState, adapter: LoraAdapter): void {
+  const rows = state.newTokens?.tokenRows
+  if (rows) scope(() => adapter.setTokenRows(extended(state, rows, [], null, rows.rows.requiresGrad)))
+}
+
+/** Rows for the tokens of `old` (with their values) and those of `added` that it lacks (with the value `first`, or zeros). */
+function extended(
+  state: ModelState,
+  old: TokenRows | null,
+  added: readonly number[],
+  first: Tensor | null,
+  trainable: boolean,
+): TokenRows {
+  const known = old?.tokenIds ?? []
+  const fresh = added.filter((id) => !known.includes(id))
+  const rows = createTokenRows(state.network, state.network.embeddingName, [...known, ...fresh])
+  const { ops } = state.device
+  if (old) ops.copy(rows.rows.value.rows(0, known.length), old.rows.value)
+  if (first) for (const i of fresh.keys()) ops.copy(rows.rows.value.rows(known.length + i, 1), first)
+  rows.rows.requiresGrad = trainable
+  return rows
+}
+
+/** Rows at a time, so that no float32 copy of the whole table is made. */
+const chunk = 4096
+
+/** float32 [1, hidden] */
+function embeddingMean(state: ModelState): Tensor {
+  const { device, network } = state
+  const table = network.parameters.get(`${network.embeddingName}.weight`)!.value
+  const [vocabulary, width] = table.shape as [number, number]
+  const mean = Tensor.zeros(device, [1, width], 'float32')
+  for (let start = 0; start < vocabulary; start += chunk) {
+    scope(() => {
+      const count = Math.min(chunk, vocabulary - start)
+      const rows = Tensor.empty(device, [count, width], 'float32')
+      device.ops.copy(rows, table.rows(start, count))
+      const ones = Tensor.empty(device, [1, count], 'float32')
+      device.ops.fill(ones, 1)
+      device.ops.matmul(mean, ones, rows, 0, 0, 1 / vocabulary, 1)
+    })
+  }
+  return mean
+}
+
+/** A padded vocabulary has logits for ids that no token had: the new ones must not be chosen. */
+function suppress(state: ModelState, ids: readonly number[]): void {
+  const predictable = ids.filter((id) => id < state.network.shape.vocabSize)
+  if (predictable.length === 0) return
+  const known = (state.generationConfig.suppress_tokens ?? []) as number[]
+  state.generationConfig.suppress_tokens = [...new Set([...known, ...predictable])]
+}
