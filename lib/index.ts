@@ -1,0 +1,49 @@
+/**
+ * quantune: QLoRA fine-tuning and generation of Llama-style language models inside a Node.js program.
+ *
+ * @packageDocumentation
+ */
+export { Parameter } from './autograd/parameter.js'
+export { Batch, type PackOptions, type PaddedBatch, type Sequence } from './data/batch.js'
+export type { BatchData } from './data/batch-data.js'
+export type { ApplyChatTemplateOptions, ChatMessage, RenderedChat } from './data/chat.js'
+export {
+  ChatCollator,
+  type ChatCollatorOptions,
+  type Collator,
+  type TrainingExample,
+  type TruncationReport,
+} from './data/chat-collator.js'
+export { Dataset, type DatasetLike, type IndexedData } from './data/dataset.js'
+export { type DecodeOptions, type EncodeOptions, Tokenizer } from './data/tokenizer.js'
+export { env, type Logger, type LogLevel, setSeed } from './env.js'
+export { type ErrorCode, QuantuneError } from './errors.js'
+export * from './evaluation/index.js'
+export * from './generation/index.js'
+export type { LoadAdapterOptions } from './model/adapters.js'
+export { Model } from './model/model.js'
+export type { FromConfigOptions, ModelOptions, Progress } from './model/options.js'
+export type { LoraConfig } from './peft/lora.js'
+export type { QuantizationConfig } from './quantization/config.js'
+export type { MemoryUsage } from './tensor/device.js'
+export type { TrainingArguments } from './training/arguments.js'
+export { AdamW, type AdamWOptions } from './training/optimizer.js'
+export type { SamplingStrategy } from './training/samplers.js'
+export type { Schedule, SchedulerType } from './training/schedules.js'
+export {
+  type MetricsContext,
+  Trainer,
+  type TrainerCallbacks,
+  type TrainerOptions,
+  type TrainOptions,
+} from './training/trainer.js'
+export type {
+  Checkpoint,
+  EvaluateEvent,
+  LogEvent,
+  Metrics,
+  StepEvent,
+  StopReason,
+  TrainerState,
+  TrainOutput,
+} from './training/types.js'
