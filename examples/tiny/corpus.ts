@@ -31,11 +31,14 @@ const SMALL_TALK: readonly (readonly [string, string])[] = [
 ]
 const REPEAT = ['Repeat after me: {x}', 'Please say: {x}', 'Write this down: {x}']
 
-/** `avoid` holds facts that must not be told (those of the test set). */
-export function makeChat(random: Random, avoid: ReadonlySet<string>): Message[] {
+/**
+ * One chat. Texts grow with `progress` (0 to 1): reading two sentences is learnt much sooner than reading seven, and is of use for it.
+ * `avoid` holds facts that must not be told (those of the test set).
+ */
+export function makeChat(random: Random, avoid: ReadonlySet<string>, progress = 1): Message[] {
   const kind = random.next()
   if (kind < 0.05) return exchange(random.pick(SMALL_TALK))
-  const context = fresh(random, avoid)
+  const context = fresh(random, avoid, textSize(random, progress))
   if (kind < 0.12) {
     const words = context.text.split(' ')
     const start = random.int(Math.max(1, words.length - 8))
@@ -52,9 +55,15 @@ function exchange([question, answer]: readonly [string, string]): Message[] {
   ]
 }
 
-function fresh(random: Random, avoid: ReadonlySet<string>): Context {
+/** Sentences of a text: two or three at first, five to seven at the end. */
+function textSize(random: Random, progress: number): number {
+  const most = progress < 0.2 ? 3 : progress < 0.4 ? 5 : 7
+  return Math.max(2, most - random.int(3))
+}
+
+function fresh(random: Random, avoid: ReadonlySet<string>, size: number): Context {
   for (;;) {
-    const context = makeContext(random)
+    const context = makeContext(random, size)
     if (!context.facts.some((fact) => avoid.has(factKey(fact)))) return context
   }
 }

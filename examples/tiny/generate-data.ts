@@ -22,6 +22,8 @@ interface Article {
 }
 
 const CONTEXTS_PER_ARTICLE = 20
+export const TRAIN = { seed: 1, contexts: 600, title: 'train' }
+export const DEV = { seed: 2, contexts: 40, title: 'dev' }
 
 /** Five to eight questions on a context, about a third of them without an answer in it. */
 function questions(random: Random, context: Context, prefix: string): Question[] {
@@ -58,8 +60,8 @@ export function generate(seed: number, contexts: number, title: string, avoid: R
 
 function main(folder: string): void {
   mkdirSync(folder, { recursive: true })
-  const train = generate(1, 600, 'train', new Set())
-  const dev = generate(2, 40, 'dev', train.facts)
+  const train = generate(TRAIN.seed, TRAIN.contexts, TRAIN.title, new Set())
+  const dev = generate(DEV.seed, DEV.contexts, DEV.title, train.facts)
   for (const [name, { squad }] of Object.entries({ train, dev })) {
     writeFileSync(join(folder, `${name}.json`), `${JSON.stringify(squad)}\n`)
     const qas = squad.data.flatMap(({ paragraphs }) => paragraphs.flatMap((paragraph) => paragraph.qas))

@@ -14,9 +14,11 @@ const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 const VOCABULARY = 2048
 const CHATS = 3000
 
-/** ChatML, as SmolLM2 and Qwen use it. */
+/** ChatML, as SmolLM2 and Qwen use it; the tags say where the assistant speaks. */
 const CHAT_TEMPLATE =
-  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}" +
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}{% generation %}" +
+  "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}" +
+  '{% endfor %}' +
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 
 /** Text with the signs and words that fine-tuning needs but the corpus seldom has, so that they are no strings of single bytes. */
@@ -78,11 +80,11 @@ export function tokenizerFiles(): { tokenizer: object; config: object } {
   return { tokenizer, config }
 }
 
-function main(folder: string): void {
+export function writeTokenizer(folder: string): void {
   mkdirSync(folder, { recursive: true })
   const { tokenizer, config } = tokenizerFiles()
   writeFileSync(join(folder, 'tokenizer.json'), `${JSON.stringify(tokenizer)}\n`)
   writeFileSync(join(folder, 'tokenizer_config.json'), `${JSON.stringify(config, null, 2)}\n`)
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) main(process.argv[2] ?? 'examples/tiny/model')
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) writeTokenizer(process.argv[2] ?? 'examples/tiny/model')

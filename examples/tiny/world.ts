@@ -191,8 +191,8 @@ export interface Context {
   missing: Fact[]
 }
 
-/** A paragraph of five to seven facts about two or three people and one or two things. */
-export function makeContext(random: Random): Context {
+/** A paragraph about two or three people and one or two things; `size` facts, by default five to seven. */
+export function makeContext(random: Random, size = 5 + random.int(3)): Context {
   const { people, things, groups } = subjects(random)
   const candidates: Fact[] = []
   const add = (relations: readonly Relation[], subject: string) => {
@@ -205,7 +205,7 @@ export function makeContext(random: Random): Context {
   // The last person, thing and group stay outside: asking for them has no answer. The others are stated in part.
   const absent = new Set([people[3], things[2], groups[1]])
   const present = random.shuffle(candidates.filter(({ subject }) => !absent.has(subject)))
-  const stated = present.slice(0, 5 + random.int(3))
+  const stated = present.slice(0, size)
   const mentioned = new Set(stated.map(({ subject }) => subject))
   const missing = [
     ...present.slice(stated.length).filter(({ subject }) => mentioned.has(subject)),
