@@ -39,7 +39,8 @@ const schema = z.strictObject({
   skipModules: z.array(z.string()).default(['lm_head']),
 })
 
-const bitsAndBytesSchema = z.looseObject({
+/** The fields that decide what the codes mean; all others are about compute and storage elsewhere. */
+const bitsAndBytesSchema = z.strictObject({
   load_in_4bit: z.boolean().optional(),
   load_in_8bit: z.boolean().optional(),
   bnb_4bit_quant_type: z.enum(['nf4', 'fp4']).default('fp4'),
@@ -79,7 +80,8 @@ function isBitsAndBytes(value: Record<string, unknown>): boolean {
 }
 
 function parseBitsAndBytes(value: Record<string, unknown>): ResolvedQuantization {
-  const config = parseOptions(bitsAndBytesSchema, value, 'quantization_config')
+  const known = Object.entries(value).filter(([field]) => field in bitsAndBytesSchema.shape)
+  const config = parseOptions(bitsAndBytesSchema, Object.fromEntries(known), 'quantization_config')
   if (config.load_in_8bit === true) throw unsupportedMethod('int8')
   return {
     type: config.bnb_4bit_quant_type,

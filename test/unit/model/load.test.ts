@@ -1,0 +1,31 @@
+import t from 'tap'
+import { Batch } from '../../../lib/data/batch.js'
+import { Model } from '../../../lib/model/model.js'
+import { deviation, golden, readGolden } from './goldens.js'
+
+for (const name of ['llama', 'llama_tied', 'gpt2', 'qwen2', 'llama_bnb_nf4', 'llama_bnb_fp4']) {
+  t.test(`${name}: logits and loss`, async (t) => {
+    await using model = await Model.fromPretrained(golden(`models/${name}`), { device: 'cpu', dtype: 'float32' })
+    const file = `forward/${name}.safetensors`
+    const read = async (tensor: string) => (await readGolden(file, tensor)).ids
+    const attentionMask = await read('attention_mask')
+    const batch = Batch.fromPadded({ inputIds: await read('input_ids'), attentionMask, labels: await read('labels') })
+    const { loss, logits, result } = run(model, batch)
+    const { values, shape } = await readGolden(file, 'logits')
+    const vocabulary = shape[2]!
+    const expected: number[] = []
+    for (const [i, mask] of attentionMask.flat().entries()) {
+      if (mask === 1) expected.push(...values.subarray(i * vocabulary, (i + 1) * vocabulary))
+    }
+    t.ok(deviation(await logits, expected) < 2e-5, `logits differ by ${deviation(await logits, expected)}`)
+    const expectedLoss = (await readGolden(file, 'loss')).values
+    t.ok(deviation([await loss], expectedLoss) < 2e-5, `loss ${await loss} for ${expectedLoss[0]}`)
+    result.dispose()
+  })
+}
+
+function run(model: Model, batch: Batch) {
+  const result = model.forward(batch, { outputRows: 'all' })
+  const logits = result.logits()
+  return { result, loss: result.loss!.item(), logits: logits.data() as Promise<Float32Array> }
+}
