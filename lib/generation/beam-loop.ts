@@ -4,8 +4,7 @@ import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type BeamCandidates, BeamSearch, candidatesPerStep, type Hypothesis } from './beam-search.js'
 import type { ResolvedConfig } from './config.js'
-import { GroupDecoder } from './decoder.js'
-import type { GroupInput } from './group.js'
+import { type DecoderInput, GroupDecoder } from './decoder.js'
 import { LogitsRules } from './rules.js'
 import type { EndConditions, Request } from './sequence.js'
 import { passed } from './token-loop.js'
@@ -16,7 +15,7 @@ import { passed } from './token-loop.js'
  * @returns finished hypotheses of each prompt, best first
  */
 export async function searchBeams(
-  input: GroupInput,
+  input: DecoderInput,
   requests: readonly Request[],
   config: ResolvedConfig,
   ends: EndConditions,

@@ -22,6 +22,7 @@ export interface DecoderInput {
   chunks: readonly (readonly Int32Array[])[]
   rowsPerPrompt: number
   maxSteps: number
+  signal: AbortSignal | undefined
 }
 
 /**

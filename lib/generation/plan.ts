@@ -22,14 +22,14 @@ export interface Group {
 export function planGroups(prompts: readonly Int32Array[], rowsPerPrompt: number, limits: GroupLimits): Group[] {
   const order = prompts.map((_, i) => i).sort((a, b) => compareIds(prompts[a]!, prompts[b]!) || a - b)
   const groups: Group[] = []
-  let rows = Number.POSITIVE_INFINITY
+  let rows = 0
   let groupTokens = 0
   let chunkTokens = 0
   let previous: Int32Array | null = null
   for (const index of order) {
     const ids = prompts[index]!
     let added = ids.length - (previous ? commonPrefix(previous, ids) : 0)
-    if (rows + rowsPerPrompt > limits.rows || groupTokens + added > limits.promptTokens) {
+    if (groups.length === 0 || rows + rowsPerPrompt > limits.rows || groupTokens + added > limits.promptTokens) {
       groups.push({ chunks: [[]] })
       rows = groupTokens = chunkTokens = 0
       added = ids.length

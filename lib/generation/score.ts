@@ -1,14 +1,17 @@
 import { noGrad } from '../autograd/tape.js'
 import { Batch } from '../data/batch.js'
+import type { Tokenizer } from '../data/tokenizer.js'
 import { invalidArgument } from '../errors.js'
-import type { Model } from '../model/model.js'
+import type { CausalLM } from '../models/causal-lm.js'
 import { attendSegments } from '../nn/attention.js'
 import type { Adapter } from '../peft/adapter.js'
 import { withCallSite } from '../tensor/call-site.js'
+import type { Device } from '../tensor/device.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
+import type { ResolvedConfig } from './config.js'
 import { planGroups } from './plan.js'
-import { encodePrompt, encodeText, type Limits, type Prompt, tokenizerOf } from './prompt.js'
+import { encodePrompt, encodeText, type Limits, needTokenizer, type Prompt } from './prompt.js'
 
 export interface ScoreOptions {
   /** The adapter to use: a name, or null for the bare base. Default: the model's current one. */
@@ -34,21 +37,27 @@ interface Case {
   continuation: number[]
 }
 
+/** What a call works with. */
+export interface ScoreCall {
+  config: ResolvedConfig
+  adapter: Adapter | null
+  network: CausalLM
+  device: Device
+  tokenizer: Tokenizer | null
+  limits: Limits
+}
+
 /** Scores continuations[i] behind prompts[i], on trees: a prompt is computed once, whatever follows it. */
 export async function scoreContinuations(
-  model: Model,
-  adapter: Adapter | null,
+  call: ScoreCall,
   prompts: readonly Prompt[],
   continuations: readonly (readonly string[])[],
-  limits: Limits,
-  signal?: AbortSignal,
 ): Promise<Score[][]> {
   if (prompts.length === 0) throw invalidArgument('score: there are no prompts')
   if (!Array.isArray(continuations) || continuations.length !== prompts.length) {
     throw invalidArgument(`score: expected a list of continuations for each of ${prompts.length} prompts`)
   }
-  signal?.throwIfAborted()
-  const cases = prompts.map((prompt, i) => encodeCases(model, prompt, continuations[i]!, limits))
+  const cases = prompts.map((prompt, i) => encodeCases(call, prompt, continuations[i]!))
   const flat = cases.flat()
   // The last token is only predicted, never read.
   const inputs = flat.map(({ prompt, continuation }) => Int32Array.from([...prompt, ...continuation.slice(0, -1)]))
@@ -59,12 +68,11 @@ export async function scoreContinuations(
   })
   const scores = new Array<Score>(flat.length)
   for (const { chunks } of plan) {
-    signal?.throwIfAborted()
+    call.config.signal?.throwIfAborted()
     const members = chunks.flat()
     const group = members.map((index) => flat[index]!)
     const logProbs = await logProbsOf(
-      model,
-      adapter,
+      call,
       members.map((index) => inputs[index]!),
       group,
     )
@@ -80,32 +88,32 @@ export async function scoreContinuations(
   )
 }
 
-function encodeCases(model: Model, prompt: Prompt, continuations: readonly string[], limits: Limits): Case[] {
+function encodeCases({ tokenizer: found, limits }: ScoreCall, prompt: Prompt, continuations: readonly string[]): Case[] {
+  const tokenizer = needTokenizer(found)
   const options = { forcedPrefix: '', continueFinalMessage: false }
-  const { inputIds } = encodePrompt(tokenizerOf(model), prompt, options, limits)
+  const { inputIds } = encodePrompt(tokenizer, prompt, options, limits)
   return continuations.map((text, i) => {
     if (typeof text !== 'string') throw invalidArgument(`score: continuation ${i} must be a string, got ${typeof text}`)
-    const continuation = encodeContinuation(model, prompt, inputIds, text)
+    const continuation = encodeContinuation(tokenizer, prompt, inputIds, text)
     if (continuation.length === 0) throw invalidArgument(`score: continuation ${i} is empty: it has no tokens`)
     const whole = { inputIds: [...inputIds, ...continuation.slice(0, -1)] }
-    encodePrompt(tokenizerOf(model), whole, { ...options, needsRoom: false }, limits)
+    encodePrompt(tokenizer, whole, { ...options, needsRoom: false }, limits)
     return { prompt: inputIds, continuation }
   })
 }
 
 /** What the text adds when it is encoded together with a raw prompt, if that leaves the prompt's tokens as they are. */
-function encodeContinuation(model: Model, prompt: Prompt, inputIds: Int32Array, text: string): number[] {
+function encodeContinuation(tokenizer: Tokenizer, prompt: Prompt, inputIds: Int32Array, text: string): number[] {
   if (typeof prompt === 'string') {
-    const whole = encodeText(model.tokenizer, prompt + text)
+    const whole = encodeText(tokenizer, prompt + text)
     if (inputIds.every((id, i) => id === whole[i])) return whole.slice(inputIds.length)
   }
-  return model.tokenizer.encode(text, { addSpecialTokens: false })
+  return tokenizer.encode(text, { addSpecialTokens: false })
 }
 
 /** Log-probabilities of each case's continuation tokens. */
 async function logProbsOf(
-  model: Model,
-  adapter: Adapter | null,
+  { network, device, adapter }: ScoreCall,
   inputs: readonly Int32Array[],
   cases: readonly Case[],
 ): Promise<number[][]> {
@@ -116,7 +124,6 @@ async function logProbsOf(
   const order = pairs.map((_, i) => i).sort((a, b) => pairs[a]!.row - pairs[b]!.row)
   const rows = Int32Array.from(new Set(order.map((i) => pairs[i]!.row)))
   const indexOf = new Map(Array.from(rows, (row, i) => [row, i]))
-  const { device, network } = model
   const queue = () =>
     scope(() => {
       const int32 = (data: ArrayLike<number>) => Tensor.from(device, Int32Array.from(data), [data.length], 'int32')

@@ -3,8 +3,7 @@ import { keep, scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type Chosen, TokenChooser } from './choose.js'
 import type { ResolvedConfig } from './config.js'
-import { GroupDecoder } from './decoder.js'
-import type { GroupInput } from './group.js'
+import { type DecoderInput, GroupDecoder } from './decoder.js'
 import { gatherRows } from './rows.js'
 import { LogitsRules } from './rules.js'
 import type { EndConditions, Sequence } from './sequence.js'
@@ -27,7 +26,7 @@ const IDLE_SHARE = 1 / 4
  * @param seeds of the sequences' random streams
  */
 export async function* decodeTokens(
-  input: GroupInput,
+  input: DecoderInput,
   sequences: readonly Sequence[],
   seeds: Int32Array,
   config: ResolvedConfig,
@@ -98,7 +97,7 @@ export async function* decodeTokens(
 }
 
 /** Waits for a pass of a long prefill, so that it can be aborted. */
-export async function passed({ device, signal }: GroupInput): Promise<void> {
+export async function passed({ device, signal }: DecoderInput): Promise<void> {
   await device.settled()
   signal?.throwIfAborted()
 }
