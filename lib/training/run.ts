@@ -1,4 +1,4 @@
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import type { BatchData } from '../data/batch-data.js'
 import type { Collator } from '../data/chat-collator.js'
 import { log } from '../env.js'
@@ -100,6 +100,7 @@ export class TrainingRun<T> {
     const setup = setupOf(options, feed)
     const maxSteps = totalSteps(args, feed)
     const state = saved ? { ...saved.state, maxSteps } : newState(maxSteps)
+    if (checkpoint) moveBest(state, checkpoint)
     const run = new TrainingRun(options, state, setup, checkpoint)
     run.#feed = feed
     try {
@@ -393,6 +394,12 @@ function setupOf<T>({ args, trainee }: RunOptions<T>, feed: Feed<T>): RunSetup {
     device: device.name,
     variant: device.variant,
   }
+}
+
+/** The folder of a training may have been moved since. */
+function moveBest(state: RunState, checkpoint: string): void {
+  const best = state.bestModelCheckpoint
+  state.bestModelCheckpoint = best && join(dirname(checkpoint), basename(best))
 }
 
 function totalSteps<T>(args: ResolvedArguments, feed: Feed<T>): number {
