@@ -1,5 +1,5 @@
-import { fileURLToPath } from 'node:url'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { Batch } from '../../../lib/data/batch.js'
 import { elementsOf } from '../../../lib/formats/dtypes.js'
 import { readSafetensorsHeader } from '../../../lib/formats/safetensors.js'

@@ -1,0 +1,119 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { Tokenizer } from '../../../lib/data/tokenizer.js'
+import { readSafetensorsHeader } from '../../../lib/formats/safetensors.js'
+import { Model } from '../../../lib/model/model.js'
+import { deviation, golden, logitsOf, readGolden } from './goldens.js'
+
+const folder = await mkdtemp(join(tmpdir(), 'quantune-'))
+t.teardown(() => rm(folder, { recursive: true }))
+const options = { device: 'cpu', dtype: 'float32' } as const
+
+t.test("PEFT's adapter with new tokens on a tied model", async (t) => {
+  await using model = await Model.fromPretrained(golden('models/llama_tied'), options)
+  await model.loadAdapter(golden('tokens/llama_tied/adapter'))
+  const { ids } = await readGolden('tokens/llama_tied/case.safetensors', 'input_ids')
+  const { values } = await readGolden('tokens/llama_tied/case.safetensors', 'logits')
+  t.ok(
+    ids.flat().some((id) => id >= 256),
+    'new tokens are read',
+  )
+  t.ok(deviation(await logitsOf(model, ids), values) < 2e-5)
+
+  await model.saveAdapter(join(folder, 'adapter'))
+  const theirs = await readSafetensorsHeader(golden('tokens/llama_tied/adapter/adapter_model.safetensors'))
+  const ours = await readSafetensorsHeader(join(folder, 'adapter/adapter_model.safetensors'))
+  const names = [...theirs.entries.keys()].filter((name) => !name.includes('base_layer'))
+  t.same([...ours.entries.keys()].sort(), names.sort(), "PEFT's tensors, but for the base's own table")
+  await using again = await Model.fromPretrained(golden('models/llama_tied'), options)
+  await again.loadAdapter(join(folder, 'adapter'))
+  t.same(await logitsOf(again, ids), await logitsOf(model, ids))
+
+  await model.savePretrained(join(folder, 'merged'), { mergeAdapter: true })
+  await using merged = await Model.fromPretrained(join(folder, 'merged'), options)
+  t.equal(merged.config.tie_word_embeddings, false)
+  t.equal(merged.config.vocab_size, 259)
+  t.same(merged.generationConfig.suppress_tokens, [256, 257, 258])
+  const logits = await logitsOf(merged, ids)
+  const old = Float32Array.from({ length: values.length }, (_, i) => logits[Math.floor(i / 256) * 259 + (i % 256)]!)
+  t.ok(deviation(old, values) < 2e-5, 'the old vocabulary has the same logits')
+  t.equal(logits[256], 0, 'new tokens have a zero row in the head')
+})
+
+t.test('another table than the base has', async (t) => {
+  await using model = await Model.fromPretrained(golden('models/llama'), options)
+  await t.rejects(model.loadAdapter(golden('tokens/llama_tied/adapter')), { code: 'ERR_ADAPTER_MISMATCH' })
+})
+
+t.test('addTokens', async (t) => {
+  const tokenizer = await Tokenizer.fromFolder(golden('chat/chatml/tokenizer'))
+  const config = {
+    ...JSON.parse(await readFile(golden('models/llama_tied/config.json'), 'utf8')),
+    vocab_size: tokenizer.vocabSize + 1,
+  }
+  await using model = await Model.fromConfig(config, { ...options, tokenizer, seed: 3 })
+  model.addAdapter({ r: 2 }, 'before')
+  const rows = model.network.shape.vocabSize
+  const ids = model.addTokens(['<one>', '<two>', '<three>'])
+  t.same(ids, [rows - 1, rows, rows + 1], 'the padded row first, then new ones')
+  t.same(model.generationConfig.suppress_tokens, [rows - 1], 'the padded row has logits')
+  t.same(model.addTokens(['<two>']), [rows])
+  model.addAdapter({ r: 2 }, 'after')
+  const table = await model.parameters().get('model.embed_tokens.weight')!.data()
+  const width = model.network.shape.hiddenSize
+  const mean = Float32Array.from({ length: width }, (_, k) => {
+    let sum = 0
+    for (let row = 0; row < rows; row++) sum += table[row * width + k]!
+    return sum / rows
+  })
+  for (const name of ['before', 'after', null]) {
+    const adapter = model.resolveAdapter(name)!
+    t.same(adapter.tokenRows!.tokenIds, ids)
+    t.equal(adapter.tokenRows!.rows.requiresGrad, true)
+    const values = await adapter.tokenRows!.rows.data()
+    t.ok(deviation(values, [...mean, ...mean, ...mean]) < 1e-6, `mean row for ${name}`)
+  }
+  t.same(
+    model.trainableParameters(null).map((p) => p.shape),
+    [[3, width]],
+    'embedding-only training',
+  )
+  t.ok((await logitsOf(model, [ids], null)).every(Number.isFinite), 'the bare base reads them')
+  t.same(model.tokenizer.encode('<two>', { addSpecialTokens: false }), [rows])
+
+  await model.saveAdapter(join(folder, 'after'), 'after')
+  const saved = JSON.parse(await readFile(join(folder, 'after', 'adapter_config.json'), 'utf8'))
+  t.same(saved.trainable_token_indices, ids)
+  await using fresh = await Model.fromConfig(config, {
+    ...options,
+    tokenizer: await Tokenizer.fromFolder(golden('chat/chatml/tokenizer')),
+    seed: 3,
+  })
+  await fresh.loadAdapter(join(folder, 'after'))
+  t.same(fresh.tokenizer.encode('<three>', { addSpecialTokens: false }), [rows + 1], 'the tokens come with the adapter')
+  t.same(await logitsOf(fresh, [ids]), await logitsOf(model, [ids], 'after'))
+
+  await model.savePretrained(join(folder, 'base'))
+  await using base = await Model.fromPretrained(join(folder, 'base'), options)
+  t.equal(base.config.vocab_size, rows + 2)
+  t.same(base.generationConfig.suppress_tokens, ids)
+  t.ok(
+    deviation(
+      await base
+        .parameters()
+        .get('lm_head.weight')!
+        .data()
+        .then((d) => d.subarray((rows - 1) * width)),
+      new Float32Array(3 * width),
+    ) === 0,
+  )
+  t.throws(() => model.addTokens([]), { code: 'ERR_INVALID_ARGUMENT' })
+  t.throws(() => model.addTokens(['x'], { predictable: true as false }), {
+    code: 'ERR_INVALID_ARGUMENT',
+    message: /predictable/,
+  })
+  await using tokenless = await Model.fromPretrained(golden('models/llama'), options)
+  t.throws(() => tokenless.addTokens(['x']), { code: 'ERR_INVALID_ARGUMENT', message: /no tokenizer/ })
+})
