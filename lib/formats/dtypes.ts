@@ -87,7 +87,10 @@ export function elementsOf(dtype: SafetensorsDtype, bytes: Uint8Array<ArrayBuffe
   return arrayOf[dtype]?.(bytes) ?? null
 }
 
-const nativeArray: Partial<Record<SafetensorsDtype, abstract new (...args: never) => ElementArray>> = {
+/** Of no type: what cannot be written. */
+class Never {}
+
+const nativeArray: Partial<Record<SafetensorsDtype, new (length: number) => ElementArray>> = {
   F32: Float32Array,
   F64: Float64Array,
   F16: Uint16Array,
@@ -105,7 +108,7 @@ export function bytesOf(name: string, dtype: SafetensorsDtype, data: ElementArra
   let elements = data
   if (data instanceof Float32Array && dtype === 'BF16') elements = toBfloat16(data)
   else if (data instanceof Float32Array && dtype === 'F16') elements = toFloat16(data)
-  else if (nativeArray[dtype] !== data.constructor) {
+  else if (!(data instanceof (nativeArray[dtype] ?? Never))) {
     throw invalidArgument(`tensor "${name}": cannot write a ${data.constructor.name} as ${dtype}`)
   }
   return new Uint8Array(elements.buffer, elements.byteOffset, elements.byteLength)

@@ -29,7 +29,7 @@ t.test("PEFT's adapter with new tokens on a tied model", async (t) => {
   t.same([...ours.entries.keys()].sort(), names.sort(), "PEFT's tensors, but for the base's own table")
   await using again = await Model.fromPretrained(golden('models/llama_tied'), options)
   await again.loadAdapter(join(folder, 'adapter'))
-  t.same(await logitsOf(again, ids), await logitsOf(model, ids))
+  t.equal(deviation(await logitsOf(again, ids), await logitsOf(model, ids)), 0)
 
   await model.savePretrained(join(folder, 'merged'), { mergeAdapter: true })
   await using merged = await Model.fromPretrained(join(folder, 'merged'), options)
@@ -93,7 +93,7 @@ t.test('addTokens', async (t) => {
   })
   await fresh.loadAdapter(join(folder, 'after'))
   t.same(fresh.tokenizer.encode('<three>', { addSpecialTokens: false }), [rows + 1], 'the tokens come with the adapter')
-  t.same(await logitsOf(fresh, [ids]), await logitsOf(model, [ids], 'after'))
+  t.equal(deviation(await logitsOf(fresh, [ids]), await logitsOf(model, [ids], 'after')), 0)
 
   await model.savePretrained(join(folder, 'base'))
   await using base = await Model.fromPretrained(join(folder, 'base'), options)

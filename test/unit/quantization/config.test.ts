@@ -1,0 +1,63 @@
+import t from 'tap'
+import { namesModule, parseQuantization, parseStoredQuantization } from '../../../lib/quantization/config.js'
+
+const nf4 = { type: 'nf4', blockSize: 64, doubleQuant: true, skipModules: ['lm_head'] }
+
+t.test('the option', async (t) => {
+  t.equal(parseQuantization(undefined), null)
+  t.equal(parseQuantization('none'), null)
+  t.same(parseQuantization('nf4'), nf4)
+  t.same(parseQuantization({ type: 'fp4', blockSize: 128, doubleQuant: false, skipModules: [] }), {
+    type: 'fp4',
+    blockSize: 128,
+    doubleQuant: false,
+    skipModules: [],
+  })
+  t.throws(() => parseQuantization('int8'), { code: 'ERR_UNSUPPORTED_QUANTIZATION', message: /LLM\.int8/ })
+  t.throws(() => parseQuantization('nf5' as 'nf4'), { code: 'ERR_INVALID_ARGUMENT' })
+  t.throws(() => parseQuantization({ type: 'nf4', blockSize: 32 as 64 }), {
+    code: 'ERR_INVALID_ARGUMENT',
+    message: /blockSize/,
+  })
+  t.throws(() => parseQuantization({ type: 'nf4', block_size: 64 } as never), {
+    code: 'ERR_INVALID_ARGUMENT',
+    message: /blockSize/,
+  })
+})
+
+t.test('a bitsandbytes config, as an option or in config.json', async (t) => {
+  const config = {
+    load_in_4bit: true,
+    bnb_4bit_quant_type: 'nf4',
+    bnb_4bit_use_double_quant: true,
+    bnb_4bit_compute_dtype: 'bfloat16',
+  } as const
+  t.same(parseQuantization(config), nf4)
+  t.same(parseQuantization({ load_in_4bit: true }), { ...nf4, type: 'fp4', doubleQuant: false }, "bitsandbytes' defaults")
+  t.same(parseQuantization({ ...config, llm_int8_skip_modules: ['o_proj'] })?.skipModules, ['o_proj'])
+  t.same(
+    parseStoredQuantization({ quantization_config: { ...config, quant_method: 'bitsandbytes', _load_in_4bit: true } }),
+    nf4,
+  )
+  t.equal(parseStoredQuantization({}), null)
+  t.throws(() => parseQuantization({ ...config, load_in_8bit: true }), { code: 'ERR_UNSUPPORTED_QUANTIZATION' })
+  for (const [method, name] of [
+    ['gptq', /GPTQ/],
+    ['awq', /AWQ/],
+    ['fp8', /FP8/],
+    ['hqq', /hqq/],
+  ] as const) {
+    const refused = { code: 'ERR_UNSUPPORTED_QUANTIZATION', message: name, details: { method } }
+    t.throws(() => parseStoredQuantization({ quantization_config: { quant_method: method } }), refused)
+    t.throws(() => parseQuantization({ quant_method: method } as never), refused)
+  }
+  t.throws(() => parseStoredQuantization({ quantization_config: {} }), { code: 'ERR_UNSUPPORTED_QUANTIZATION' })
+})
+
+t.test('names of modules', async (t) => {
+  t.ok(namesModule(['lm_head'], 'lm_head'))
+  t.ok(namesModule(['q_proj'], 'model.layers.0.self_attn.q_proj'))
+  t.ok(namesModule(['model.layers.0'], 'model.layers.0.self_attn.q_proj'))
+  t.notOk(namesModule(['proj'], 'model.layers.0.self_attn.q_proj'))
+  t.notOk(namesModule(['model.layers.1'], 'model.layers.10.self_attn.q_proj'))
+})
