@@ -28,10 +28,21 @@ inline Vec fma(Vec a, Vec b, Vec c) { QT_LANES(a.v[i] * b.v[i] + c.v[i]); }
 inline Vec max(Vec a, Vec b) { QT_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 inline Vec min(Vec a, Vec b) { QT_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline Vec sqrt(Vec a) { QT_LANES(std::sqrt(a.v[i])); }
-inline Vec round(Vec a) { QT_LANES(std::nearbyint(a.v[i])); }
+// To nearest even by adding what has no bits left for a fraction; larger numbers are whole already. (The library's functions are
+// calls, which keep the compiler from vectorizing.)
+inline Vec round(Vec a) {
+  QT_LANES(a.v[i] < 4194304.0f && a.v[i] > -4194304.0f ? (a.v[i] + 12582912.0f) - 12582912.0f : a.v[i]);
+}
 // a < b ? x : y, lane by lane.
 inline Vec select_less(Vec a, Vec b, Vec x, Vec y) { QT_LANES(a.v[i] < b.v[i] ? x.v[i] : y.v[i]); }
-inline Vec scale_by_power_of_two(Vec a, Vec n) { QT_LANES(std::ldexp(a.v[i], static_cast<int>(n.v[i]))); }
+inline float power_of_two(int32_t n) { uint32_t u = static_cast<uint32_t>(n + 127) << 23; float f; std::memcpy(&f, &u, 4); return f; }
+// In two halves, so that n = 128 and n = -127 stay exact.
+inline Vec scale_by_power_of_two(Vec a, Vec n) {
+  int32_t whole[Vec::width], half[Vec::width];
+  for (int i = 0; i < Vec::width; i++) whole[i] = static_cast<int32_t>(n.v[i]);
+  for (int i = 0; i < Vec::width; i++) half[i] = whole[i] >> 1;
+  QT_LANES(a.v[i] * power_of_two(half[i]) * power_of_two(whole[i] - half[i]));
+}
 #undef QT_LANES
 
 inline float reduce_add(Vec a) {
