@@ -27,13 +27,26 @@ void convert(void* to, const void* from, int64_t n) {
 template <class To>
 bool convert_from(void* to, const void* from, int32_t from_dtype, int64_t n) {
   switch (from_dtype) {
-    case QT_FLOAT32: convert<To, float>(to, from, n); return true;
-    case QT_BFLOAT16: convert<To, bfloat16>(to, from, n); return true;
-    case QT_FLOAT16: convert<To, float16>(to, from, n); return true;
-    case QT_INT32: convert<To, int32_t>(to, from, n); return true;
-    case QT_INT8: convert<To, int8_t>(to, from, n); return true;
-    case QT_UINT8: convert<To, uint8_t>(to, from, n); return true;
-    default: return false;
+    case QT_FLOAT32:
+      convert<To, float>(to, from, n);
+      return true;
+    case QT_BFLOAT16:
+      convert<To, bfloat16>(to, from, n);
+      return true;
+    case QT_FLOAT16:
+      convert<To, float16>(to, from, n);
+      return true;
+    case QT_INT32:
+      convert<To, int32_t>(to, from, n);
+      return true;
+    case QT_INT8:
+      convert<To, int8_t>(to, from, n);
+      return true;
+    case QT_UINT8:
+      convert<To, uint8_t>(to, from, n);
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -45,10 +58,14 @@ bool convert_elements(void* to, int32_t to_dtype, const void* from, int32_t from
     return true;
   }
   switch (to_dtype) {
-    case QT_FLOAT32: return convert_from<float>(to, from, from_dtype, elements);
-    case QT_BFLOAT16: return convert_from<bfloat16>(to, from, from_dtype, elements);
-    case QT_FLOAT16: return convert_from<float16>(to, from, from_dtype, elements);
-    default: return false;
+    case QT_FLOAT32:
+      return convert_from<float>(to, from, from_dtype, elements);
+    case QT_BFLOAT16:
+      return convert_from<bfloat16>(to, from, from_dtype, elements);
+    case QT_FLOAT16:
+      return convert_from<float16>(to, from, from_dtype, elements);
+    default:
+      return false;
   }
 }
 

@@ -115,7 +115,8 @@ void Device::operation(int op, const int32_t* record, int32_t words) {
 
 FailurePtr Device::device_lost() {
   qt_status status = backend_->sticky_status(stream_);
-  if (status != QT_OK && !lost_) lost_ = failure(status, "the device is lost: it reported an error that it cannot recover from");
+  if (status != QT_OK && !lost_)
+    lost_ = failure(status, "the device is lost: it reported an error that it cannot recover from");
   return lost_;
 }
 

@@ -159,9 +159,7 @@ qt_status operate(qt_stream* stream, int op, const void* args) {
 
 #define OP(name) \
   qt_status late_##name(qt_stream* stream, const qt_##name##_args* args) { return operate(stream, OP_##name, args); }
-#include "ops_no_fields.h"
-#include "ops.def"
-#include "ops_undef.h"
+#include "each_op.h"
 
 const qt_backend* make_table() {
   auto* table = new qt_backend(*inner_backend());
@@ -177,9 +175,7 @@ const qt_backend* make_table() {
   table->operation_done = nullptr;
   table->sticky_status = [](qt_stream* stream) { return static_cast<qt_status>(late(stream)->failed.load()); };
 #define OP(name) table->name = late_##name;
-#include "ops_no_fields.h"
-#include "ops.def"
-#include "ops_undef.h"
+#include "each_op.h"
   return table;
 }
 

@@ -36,8 +36,7 @@ const OpInfo op_table[kOps] = {
 };
 
 const char* operand_kind_name(OperandKind kind) {
-  static const char* const names[] = {"out",     "inout",   "in",        "out?",   "inout?", "in?",
-                                      "out[]",   "inout[]", "in[]",      "f64",    "i64"};
+  static const char* const names[] = {"out", "inout", "in", "out?", "inout?", "in?", "out[]", "inout[]", "in[]", "f64", "i64"};
   return names[kind];
 }
 

@@ -8,7 +8,17 @@
 namespace quantune {
 
 enum OperandKind : uint8_t {
-  kOut, kInout, kIn, kOutOpt, kInoutOpt, kInOpt, kOutList, kInoutList, kInList, kF64, kI64,
+  kOut,
+  kInout,
+  kIn,
+  kOutOpt,
+  kInoutOpt,
+  kInOpt,
+  kOutList,
+  kInoutList,
+  kInList,
+  kF64,
+  kI64,
 };
 
 inline bool is_scalar(OperandKind kind) { return kind >= kF64; }
@@ -31,9 +41,7 @@ struct OpInfo {
 
 enum OpIndex : int {
 #define OP(name) OP_##name,
-#include "ops_no_fields.h"
-#include "ops.def"
-#include "ops_undef.h"
+#include "each_op.h"
   kOps
 };
 

@@ -77,7 +77,8 @@ void* allocate(int64_t bytes) {
   if (bytes < kLargeBlock) return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
   void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) return nullptr;
-  if (bytes >= 2 * kHugePage) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: page faults cost more than zeroing
+  if (bytes >= 2 * kHugePage)
+    madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: page faults cost more than zeroing
   return data;
 }
 

@@ -9,8 +9,8 @@ namespace quantune {
 constexpr int32_t kPageWords = 1 << 15;
 constexpr int32_t kMostPages = 1 << 14;
 constexpr int32_t kOpcodeBits = 12;
-constexpr int32_t kFirstOp = 64;      // operations: kFirstOp + their index in ops.def
-constexpr int32_t kSlotBits = 20;     // of a handle; the rest is its generation, never 0
+constexpr int32_t kFirstOp = 64;   // operations: kFirstOp + their index in ops.def
+constexpr int32_t kSlotBits = 20;  // of a handle; the rest is its generation, never 0
 
 // Words of the control block, on cache lines of their own.
 constexpr int32_t kControlTail = 0;       // words published, written by JavaScript
@@ -19,20 +19,20 @@ constexpr int32_t kControlSleeping = 32;  // 1 while the queue's thread needs a 
 constexpr int32_t kControlWords = 48;
 
 enum CoreOpcode : int32_t {
-  kNextPage = 1,     // page
-  kCreate,           // handle, dtype, purpose, block size | double quantization << 16, number of dimensions, dimensions
-  kView,             // handle, base, first element (i64), number of dimensions, dimensions
-  kRelease,          // handle
-  kWrite,            // handle, staged data
-  kWriteFile,        // handle, file, byte offset (i64)
-  kRead,             // handle, request
-  kEvent,            // request
-  kSite,             // public call
-  kRecordBegin,      // program
-  kRecordEnd,        // program
-  kReplay,           // program
-  kReleaseProgram,   // program
-  kForgetFile,       // file
+  kNextPage = 1,    // page
+  kCreate,          // handle, dtype, purpose, block size | double quantization << 16, number of dimensions, dimensions
+  kView,            // handle, base, first element (i64), number of dimensions, dimensions
+  kRelease,         // handle
+  kWrite,           // handle, staged data
+  kWriteFile,       // handle, file, byte offset (i64)
+  kRead,            // handle, request
+  kEvent,           // request
+  kSite,            // public call
+  kRecordBegin,     // program
+  kRecordEnd,       // program
+  kReplay,          // program
+  kReleaseProgram,  // program
+  kForgetFile,      // file
 };
 
 }  // namespace quantune

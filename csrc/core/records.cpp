@@ -34,6 +34,8 @@ bool read_shape(const int32_t* words, int32_t available, qt_tensor* tensor) {
 
 // A copy in flight; deletes itself when it has completed.
 struct Transfer {
+  explicit Transfer(Device* owner) : device(owner) {}
+
   Device* device;
   int32_t request = 0;
   ReadRequest read;
@@ -69,18 +71,42 @@ bool Device::process(const int32_t* r, int32_t opcode, int32_t words) {
   static constexpr int32_t least_words[] = {0, 2, 6, 6, 2, 3, 5, 3, 2, 2, 2, 2, 2, 2, 2};
   if (opcode <= kNextPage || opcode > kForgetFile || words < least_words[opcode]) return false;
   switch (opcode) {
-    case kCreate: create(r, words); break;
-    case kView: view(r, words); break;
-    case kRelease: release(r[1]); break;
-    case kWrite: write(r[1], r[2]); break;
-    case kWriteFile: write_file(r[1], r[2], i64_at(r + 3)); break;
-    case kRead: read(r[1], r[2]); break;
-    case kEvent: event(r[1]); break;
-    case kSite: site_ = r[1]; break;
-    case kRecordBegin: record_begin(r[1]); break;
-    case kRecordEnd: record_end(r[1]); break;
-    case kReplay: replay(r[1]); break;
-    case kReleaseProgram: release_program(r[1]); break;
+    case kCreate:
+      create(r, words);
+      break;
+    case kView:
+      view(r, words);
+      break;
+    case kRelease:
+      release(r[1]);
+      break;
+    case kWrite:
+      write(r[1], r[2]);
+      break;
+    case kWriteFile:
+      write_file(r[1], r[2], i64_at(r + 3));
+      break;
+    case kRead:
+      read(r[1], r[2]);
+      break;
+    case kEvent:
+      event(r[1]);
+      break;
+    case kSite:
+      site_ = r[1];
+      break;
+    case kRecordBegin:
+      record_begin(r[1]);
+      break;
+    case kRecordEnd:
+      record_end(r[1]);
+      break;
+    case kReplay:
+      replay(r[1]);
+      break;
+    case kReleaseProgram:
+      release_program(r[1]);
+      break;
     case kForgetFile: {
       std::lock_guard<std::mutex> lock(shared_);
       files_.erase(r[1]);
@@ -143,7 +169,8 @@ void Device::create(const int32_t* r, int32_t words) {
     storage->bytes = tensor.elements * dtype_bytes(dtype);
   }
   if (!allocate(storage)) {
-    std::string message = "not enough memory for " + std::to_string(storage->bytes) + " bytes of " + purpose_name(storage->purpose);
+    std::string message =
+        "not enough memory for " + std::to_string(storage->bytes) + " bytes of " + purpose_name(storage->purpose);
     storage->poison = failure(QT_OUT_OF_MEMORY, message);
     return;
   }
@@ -178,7 +205,8 @@ void Device::view(const int32_t* r, int32_t words) {
 void Device::drop(Storage* storage) {
   if (--storage->references > 0) return;
   if (storage->program) {  // which frees it; until its recording ends, what it creates next may have the memory
-    if (storage->program == recording_ && storage->block.data) recording_->reusable.emplace(storage->block.bytes, storage->block);
+    if (storage->program == recording_ && storage->block.data)
+      recording_->reusable.emplace(storage->block.bytes, storage->block);
     return;
   }
   if (storage->block.data) {
@@ -198,9 +226,10 @@ void Device::release(int32_t handle) {
 
 void Device::upload(Slot* slot, const void* from, std::function<void()> finished) {
   int64_t bytes = slot->tensor.elements * dtype_bytes(slot->tensor.dtype);
-  auto* transfer = new Transfer{this};
+  auto* transfer = new Transfer(this);
   transfer->finished = std::move(finished);
-  qt_status status = lost_ ? lost_->status : backend_->upload(stream_, slot->tensor.data, from, bytes, Transfer::done, transfer);
+  qt_status status =
+      lost_ ? lost_->status : backend_->upload(stream_, slot->tensor.data, from, bytes, Transfer::done, transfer);
   if (status != QT_OK) {
     transfer->finish(status);
     slot->storage->poison = lost_ ? lost_ : failure(status, "the copy to the device failed");
@@ -229,8 +258,8 @@ void Device::write(int32_t handle, int32_t id) {
   if (staged.dtype != tensor.dtype) {
     std::unique_ptr<uint8_t[]> converted(new uint8_t[static_cast<size_t>(tensor.elements * dtype_bytes(tensor.dtype))]);
     if (!convert_elements(converted.get(), tensor.dtype, staged.data.get(), staged.dtype, tensor.elements)) {
-      slot->storage->poison = failure(QT_INVALID_ARGUMENT, std::string("cannot write ") + dtype_name(staged.dtype) + " into " +
-                                                               dtype_name(tensor.dtype));
+      slot->storage->poison = failure(
+          QT_INVALID_ARGUMENT, std::string("cannot write ") + dtype_name(staged.dtype) + " into " + dtype_name(tensor.dtype));
       return;
     }
     staged.data = std::move(converted);
@@ -278,7 +307,7 @@ void Device::read(int32_t handle, int32_t request) {
   bool can = !is_quantized(tensor.dtype) && read.bytes == tensor.elements * dtype_bytes(read.dtype) &&
              (!converts || (read.dtype == QT_FLOAT32 && is_float(tensor.dtype)));
   if (!can) return complete(request, failure(QT_INVALID_ARGUMENT, "the destination of a read does not fit the tensor"));
-  auto* transfer = new Transfer{this};
+  auto* transfer = new Transfer(this);
   transfer->request = request;
   transfer->read = read;
   transfer->raw_dtype = tensor.dtype;
@@ -292,7 +321,7 @@ void Device::read(int32_t handle, int32_t request) {
 
 void Device::event(int32_t request) {
   if (lost_) return complete(request, lost_);
-  auto* transfer = new Transfer{this};
+  auto* transfer = new Transfer(this);
   transfer->request = request;
   transfer->site = site_;
   qt_status status = backend_->event(stream_, Transfer::done, transfer);

@@ -31,8 +31,8 @@ struct Slot {
 // A tensor operand of an operation with what is needed to poison it.
 struct Operand {
   Storage* storage;
-  uint8_t kind;   // OperandKind
-  bool whole;     // covers its buffer: overwriting it heals poison
+  uint8_t kind;  // OperandKind
+  bool whole;    // covers its buffer: overwriting it heals poison
 };
 
 // An operation ready to run: its argument slots point into `tensors` and `lists`.
@@ -55,11 +55,11 @@ class Program {
     int64_t bytes;  // as counted in MemoryCounters
   };
   std::vector<std::unique_ptr<Call>> calls;
-  std::vector<Storage*> retained;           // from outside: one reference each time an operation names it
-  std::vector<Storage*> created;            // while recording: the program's own
-  std::vector<Charged> blocks;              // their memory
-  std::multimap<int64_t, Block> reusable;   // those of them that were released while recording
-  void* captured = nullptr;                 // the backend's own form of it
+  std::vector<Storage*> retained;          // from outside: one reference each time an operation names it
+  std::vector<Storage*> created;           // while recording: the program's own
+  std::vector<Charged> blocks;             // their memory
+  std::multimap<int64_t, Block> reusable;  // those of them that were released while recording
+  void* captured = nullptr;                // the backend's own form of it
 };
 
 }  // namespace quantune

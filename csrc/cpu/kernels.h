@@ -8,9 +8,7 @@
 namespace quantune::cpu::QT_CPU_VARIANT {
 
 #define OP(name) qt_status name(qt_stream* stream, const qt_##name##_args* args);
-#include "../core/ops_no_fields.h"
-#include "../core/ops.def"
-#include "../core/ops_undef.h"
+#include "../core/each_op.h"
 
 int64_t attention_plan_size(int64_t queries, int64_t keys);
 

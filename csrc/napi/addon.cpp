@@ -72,12 +72,14 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("dtypes", names(env, kDtypes, dtype_name));
   exports.Set("purposes", names(env, kPurposes, purpose_name));
   exports.Set("openDevice", Napi::Function::New(env, open_device, "openDevice"));
-  exports.Set("usableCores", Napi::Function::New(
-                                 env, [](const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), os::usable_cores()); },
-                                 "usableCores"));
-  exports.Set("setThreads", Napi::Function::New(
-                                env, [](const Napi::CallbackInfo& info) { ThreadPool::set_threads(info[0].ToNumber().Int32Value()); },
-                                "setThreads"));
+  exports.Set("usableCores",
+              Napi::Function::New(
+                  env, [](const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), os::usable_cores()); },
+                  "usableCores"));
+  exports.Set(
+      "setThreads",
+      Napi::Function::New(
+          env, [](const Napi::CallbackInfo& info) { ThreadPool::set_threads(info[0].ToNumber().Int32Value()); }, "setThreads"));
   return exports;
 }
 

@@ -14,7 +14,8 @@ class DeviceBinding {
   DeviceBinding(Napi::Env env, const qt_backend* backend, int32_t index, Napi::Function on_complete)
       : env_(env), device_(backend, index, [this] { notify(); }) {
     napi_value name = Napi::String::New(env, "quantune");
-    napi_status status = napi_create_threadsafe_function(env, on_complete, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &tsfn_);
+    napi_status status =
+        napi_create_threadsafe_function(env, on_complete, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &tsfn_);
     if (status != napi_ok) throw Napi::Error::New(env, "the completion callback could not be made");
     napi_unref_threadsafe_function(env, tsfn_);
   }
@@ -26,7 +27,8 @@ class DeviceBinding {
     add_page(0, page);
     expect();
     device_.start(control.Data());
-    napi_add_env_cleanup_hook(env_, [](void* self) { static_cast<DeviceBinding*>(self)->close(); }, this);
+    napi_add_env_cleanup_hook(
+        env_, [](void* self) { static_cast<DeviceBinding*>(self)->close(); }, this);
   }
 
   void add_page(int32_t id, Napi::Int32Array page) {
@@ -164,11 +166,11 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int32_t index;
   std::string error;
-  const qt_backend* backend =
-      find_backend(info[0].ToString().Utf8Value(), info[1].ToString().Utf8Value(), &index, &error);
+  const qt_backend* backend = find_backend(info[0].ToString().Utf8Value(), info[1].ToString().Utf8Value(), &index, &error);
   if (!backend) throw Napi::Error::New(env, error);
   Napi::Int32Array control = words_at(info, 2), page = words_at(info, 3);
-  if (control.ElementLength() < static_cast<size_t>(kControlWords)) throw Napi::TypeError::New(env, "the control block is too small");
+  if (control.ElementLength() < static_cast<size_t>(kControlWords))
+    throw Napi::TypeError::New(env, "the control block is too small");
   // Lives as long as the process: the environment may end while other threads still know it.
   auto* binding = new DeviceBinding(env, backend, index, info[4].As<Napi::Function>());
   binding->start(control, page);
