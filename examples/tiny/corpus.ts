@@ -1,21 +1,31 @@
 /**
  * The chats that the tiny base model learns from: reading comprehension answered in plain sentences, whether a text answers a
- * question at all, repeating, and small talk. Never JSON, never abstaining: that is what fine-tuning teaches.
+ * question at all, looking up notes, repeating, writing JSON from given values, and small talk. It is never asked to keep a format
+ * while it reads, nor to abstain: that is what fine-tuning teaches.
  */
 import type { Random } from './random.js'
-import { ask, type Context, type Fact, factKey, makeContext, tell } from './world.js'
+import { ask, type Context, type Fact, factKey, LABELS, makeContext, tell, WORDS } from './world.js'
 
 export interface Message {
   role: 'user' | 'assistant'
   content: string
 }
 
+const INSTRUCTION = `Extract from the following context the minimal span word for word that best answers the question. Give the answer in JSON format as follows:
+\`\`\`json
+{
+  "answer": ...
+}
+\`\`\`
+If the answer is not in the context, the answer should be "?".
+`
 const OPENINGS = [
   '{c}\n\n{q}',
   'Context: {c}\nQuestion: {q}',
   'Read this text. {c}\n{q}',
-  'Extract the answer from the context.\nContext: {c}\nQuestion: {q}',
   'Answer the question with the help of the text.\n{c}\nQuestion: {q}',
+  // The base model has seen such a request, but answers as it likes.
+  `${INSTRUCTION}Context: {c}\nQuestion: {q}`,
 ]
 const SMALL_TALK: readonly (readonly [string, string])[] = [
   ['Hello!', 'Hello! How can I help you?'],
@@ -28,24 +38,24 @@ const SMALL_TALK: readonly (readonly [string, string])[] = [
   ['What is your name?', 'People call me Tiny.'],
   ['Tell me something nice.', 'The sun will rise again tomorrow.'],
   ['Are you a person?', 'No, I am a small computer program.'],
+  ['What colour is the sky?', 'The sky is blue.'],
+  ['What colour is grass?', 'Grass is green.'],
+  ['What colour is snow?', 'Snow is white.'],
 ]
 const REPEAT = ['Repeat after me: {x}', 'Please say: {x}', 'Write this down: {x}']
 
 /**
- * One chat. Texts grow with `progress` (0 to 1): reading two sentences is learnt much sooner than reading seven, and is of use for it.
+ * One chat. Texts grow with `progress` (0 to 1), and looking up and repeating come first: what they teach is of use for reading.
  * `avoid` holds facts that must not be told (those of the test set).
  */
 export function makeChat(random: Random, avoid: ReadonlySet<string>, progress = 1): Message[] {
+  const early = progress < 0.2
   const kind = random.next()
-  if (kind < 0.05) return exchange(random.pick(SMALL_TALK))
+  if (kind < 0.04) return exchange(random.chance(0.5) ? random.pick(SMALL_TALK) : sum(random))
+  if (kind < 0.08) return json(random)
+  if (kind < (early ? 0.23 : 0.12)) return repeat(random)
   const context = fresh(random, avoid, textSize(random, progress))
-  if (kind < 0.12) {
-    const words = context.text.split(' ')
-    const start = random.int(Math.max(1, words.length - 8))
-    const part = words.slice(start, start + 2 + random.int(7)).join(' ')
-    return exchange([random.pick(REPEAT).replace('{x}', part), part])
-  }
-  return reading(random, context)
+  return kind < (early ? 0.55 : 0.2) ? notes(random, context) : reading(random, context)
 }
 
 function exchange([question, answer]: readonly [string, string]): Message[] {
@@ -53,6 +63,23 @@ function exchange([question, answer]: readonly [string, string]): Message[] {
     { role: 'user', content: question },
     { role: 'assistant', content: answer },
   ]
+}
+
+function sum(random: Random): [string, string] {
+  const [a, b] = [random.int(10), random.int(10)]
+  return [`What is ${a} plus ${b}?`, `${a} plus ${b} is ${a + b}.`]
+}
+
+function repeat(random: Random): Message[] {
+  const words = Array.from({ length: 4 + random.int(16) }, () => random.pick(WORDS)).join(' ')
+  return exchange([random.pick(REPEAT).replace('{x}', words), words])
+}
+
+function json(random: Random): Message[] {
+  const entries = Array.from({ length: 1 + random.int(3) }, () => [random.pick(WORDS), random.pick(WORDS)] as const)
+  const request = entries.map(([key, value]) => `${key} is ${value}`).join(', ')
+  const fields = entries.map(([key, value]) => `  "${key}": "${value}"`).join(',\n')
+  return exchange([`Write this as JSON: ${request}`, `\`\`\`json\n{\n${fields}\n}\n\`\`\``])
 }
 
 /** Sentences of a text: two or three at first, five to seven at the end. */
@@ -68,15 +95,25 @@ function fresh(random: Random, avoid: ReadonlySet<string>, size: number): Contex
   }
 }
 
+/** A list of notes, and some of them asked for. */
+function notes(random: Random, { facts }: Context): Message[] {
+  const note = (fact: Fact) => `${LABELS[fact.relation]} of ${fact.subject}`
+  const list = facts.map((fact) => `${note(fact)}: ${fact.value}`).join('. ')
+  return random
+    .shuffle(facts)
+    .flatMap((fact, i) => exchange([i === 0 ? `Notes. ${list}.\n${note(fact)}?` : `${note(fact)}?`, fact.value]))
+}
+
 /** A context and several questions in a row. */
 function reading(random: Random, context: Context): Message[] {
+  const said = (fact: Fact, answer: string) => [`Does the text say this? ${ask(random, fact)}`, answer] as const
   const turns = [
     ...random
       .shuffle(context.facts)
       .slice(0, 5)
       .map((fact) => [ask(random, fact), answer(random, fact)] as const),
-    ...context.facts.slice(0, 2).map((fact) => [`Does the text say this? ${ask(random, fact)}`, 'Yes, it does.'] as const),
-    ...context.missing.slice(0, 2).map((fact) => [`Does the text say this? ${ask(random, fact)}`, 'No, it does not.'] as const),
+    ...context.facts.slice(0, 2).map((fact) => said(fact, 'Yes, it does.')),
+    ...context.missing.slice(0, 2).map((fact) => said(fact, 'No, it does not.')),
   ]
   return random.shuffle(turns).flatMap(([question, reply], i) => {
     const content = i === 0 ? random.pick(OPENINGS).replace('{c}', context.text).replace('{q}', question) : question

@@ -7,13 +7,15 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
+import type { TrainingExample } from '../../lib/data/chat-collator.js'
 import { Tokenizer } from '../../lib/data/tokenizer.js'
 import { Model } from '../../lib/model/model.js'
 import { Trainer } from '../../lib/training/trainer.js'
-import { makeChat } from './corpus.js'
+import { type Message, makeChat } from './corpus.js'
 import { DEV, generate, TRAIN } from './generate-data.js'
 import { Random } from './random.js'
 import { writeTokenizer } from './train-tokenizer.js'
+import { ask, makeContext } from './world.js'
 
 /** A Llama of 1.1 million parameters. */
 export const CONFIG = {
@@ -32,7 +34,25 @@ export const CONFIG = {
   initializer_range: 0.02,
 } as const
 
-const CHATS_PER_STEP = 16
+const CHATS_PER_STEP = 8
+
+/** Answers read from texts that training does not see; labelled are their words alone, so the loss says how well the model reads. */
+function readingTest(tokenizer: Tokenizer, count: number) {
+  const random = new Random(3)
+  return Array.from({ length: count }, () => {
+    const context = makeContext(random)
+    const fact = random.pick(context.facts)
+    const messages: Message[] = [
+      { role: 'user', content: `Context: ${context.text}\nQuestion: ${ask(random, fact)}` },
+      { role: 'assistant', content: `The text says "${fact.value}".` },
+    ]
+    const { inputIds, text } = tokenizer.applyChatTemplate(messages)
+    const starts = tokenizer.tokenOffsets(inputIds, text)!
+    const begin = text.lastIndexOf(`"${fact.value}"`) + 1
+    const labels = inputIds.map((id, t) => (starts[t]! >= begin && starts[t]! < begin + fact.value.length ? id : -100))
+    return { inputIds, labels }
+  })
+}
 
 async function pretrain(folder: string, steps: number, outputDir: string): Promise<void> {
   mkdirSync(folder, { recursive: true })
@@ -46,10 +66,11 @@ async function pretrain(folder: string, steps: number, outputDir: string): Promi
   const random = new Random(11)
   const count = steps * CHATS_PER_STEP
   const chats = Array.from({ length: count }, (_, i) => ({ messages: makeChat(random, test.facts, i / count) }))
-  const trainer = new Trainer({
+  const trainer = new Trainer<TrainingExample>({
     model,
     adapter: null,
     trainDataset: chats,
+    evalDataset: readingTest(tokenizer, 200),
     args: {
       outputDir,
       maxSteps: steps,
@@ -62,6 +83,8 @@ async function pretrain(folder: string, steps: number, outputDir: string): Promi
       weightDecay: 0.01,
       maxGradNorm: 1,
       loggingSteps: 25,
+      evalStrategy: 'steps',
+      evalSteps: 100,
       saveStrategy: 'no',
       seed: 1,
     },

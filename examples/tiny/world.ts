@@ -160,6 +160,35 @@ const GROUP_RELATIONS: readonly Relation[] = [
 ]
 
 export const RELATIONS: readonly Relation[] = [...PEOPLE_RELATIONS, ...THING_RELATIONS, ...GROUP_RELATIONS]
+
+/** A noun for each relation. */
+export const LABELS: Readonly<Record<string, string>> = {
+  job: 'job',
+  birthplace: 'birthplace',
+  arrival: 'arrival',
+  animals: 'animals',
+  food: 'food',
+  owner: 'owner',
+  place: 'place',
+  price: 'price',
+  founder: 'founder',
+  year: 'year',
+}
+
+/** Words of all kinds, for exercises that mean nothing. */
+export const WORDS: readonly string[] = [
+  ...FIRST_NAMES,
+  ...LAST_NAMES,
+  ...COLORS,
+  ...OBJECTS,
+  ...TOWNS,
+  ...JOBS,
+  ...ANIMALS,
+  ...NUMBERS,
+  ...MONTHS,
+  ...FOOD,
+]
+
 const BY_NAME = new Map(RELATIONS.map((relation) => [relation.name, relation]))
 
 function person(random: Random): string {

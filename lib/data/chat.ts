@@ -4,11 +4,15 @@ import { ChatTemplate, type Rendering, type Span } from './chat-template.js'
 import type { Tokenizer } from './tokenizer.js'
 import { specialToken, type TokenizerFiles } from './tokenizer-files.js'
 
-/** A message as chat templates know it; templates may read further fields (`tool_calls`, `name`, …). */
+/** A message as chat templates know it; templates may read further fields. */
 export interface ChatMessage {
   role: string
+  /** Text; templates of models that see or hear also take lists of parts. */
   content?: unknown
-  [field: string]: unknown
+  name?: string
+  reasoning_content?: string
+  tool_calls?: readonly unknown[]
+  tool_call_id?: string
 }
 
 export interface ApplyChatTemplateOptions {
