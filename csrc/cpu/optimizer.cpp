@@ -21,24 +21,6 @@ double square_sum(const float* x, int64_t n) {
   return total;
 }
 
-qt_status check_lists(qt_stream* stream, const qt_adamw_args* a) {
-  const qt_tensor_list* lists[3] = {a->grads, a->m, a->v};
-  for (const qt_tensor_list* list : lists) {
-    if (list->count != a->params->count) {
-      return stream->host->fail(stream, QT_INVALID_ARGUMENT, "params has %lld tensors, a list beside it %lld",
-                                static_cast<long long>(a->params->count), static_cast<long long>(list->count));
-    }
-    for (int64_t i = 0; i < list->count; i++) {
-      if (list->items[i]->elements != a->params->items[i]->elements) {
-        return stream->host->fail(stream, QT_INVALID_ARGUMENT, "params[%lld] has %lld elements, a tensor beside it %lld",
-                                  static_cast<long long>(i), static_cast<long long>(a->params->items[i]->elements),
-                                  static_cast<long long>(list->items[i]->elements));
-      }
-    }
-  }
-  return QT_OK;
-}
-
 }  // namespace
 
 qt_status grad_norm(qt_stream* stream, const qt_grad_norm_args* args) {
@@ -60,8 +42,6 @@ qt_status grad_norm(qt_stream* stream, const qt_grad_norm_args* args) {
 
 // The order of operations is torch.optim.AdamW's, with torch.nn.utils.clip_grad_norm_ before it.
 qt_status adamw(qt_stream* stream, const qt_adamw_args* a) {
-  qt_status status = check_lists(stream, a);
-  if (status != QT_OK) return status;
   if (a->step < 1) {
     return stream->host->fail(stream, QT_INVALID_ARGUMENT, "step is %lld, expected 1 for the first update",
                               static_cast<long long>(a->step));

@@ -212,11 +212,6 @@ int64_t best_candidates(Candidate* items, int64_t n, const Warpers& warpers, Can
   return left;
 }
 
-struct Draw {
-  int64_t token;
-  bool found;
-};
-
 // Without a filter no order is needed: the first token at which the running sum passes the drawn share of the whole.
 int64_t draw_from_all(const float* logits, int64_t n, float temperature, float highest, double uniform, float* weights) {
   constexpr int64_t kRun = 256;
@@ -336,6 +331,7 @@ qt_status beam_topk(qt_stream* stream, const qt_beam_topk_args* args) {
   }
   // Candidates carry beam * width + token as their token, which must fit.
   if (beams * width > INT32_MAX) return stream->host->fail(stream, QT_INVALID_ARGUMENT, "too many beams for the vocabulary");
+  if (k == 0) return QT_OK;
   Candidate* scratch = stream->scratch_of<Candidate>((rows + prompts) * k + 1);
   int64_t* sizes = stream->scratch_of<int64_t>(rows + 1);
   if (!scratch || !sizes) return out_of_scratch(stream);
