@@ -26,7 +26,8 @@ struct TargetRows {
 qt_status collect_rows(qt_stream* stream, const qt_linear_cross_entropy_args* args, int64_t row_limit, int64_t vocabulary,
                        TargetRows* out) {
   const int64_t n = args->targets->elements;
-  const int32_t *rows = static_cast<const int32_t*>(args->target_rows->data), *targets = static_cast<const int32_t*>(args->targets->data);
+  const int32_t *rows = static_cast<const int32_t*>(args->target_rows->data),
+                *targets = static_cast<const int32_t*>(args->targets->data);
   out->rows = stream->scratch_of<int32_t>(n + 1);
   out->first = stream->scratch_of<int32_t>(n + 1);
   if (!out->rows || !out->first) return out_of_scratch(stream, "linear_cross_entropy");
@@ -36,8 +37,9 @@ qt_status collect_rows(qt_stream* stream, const qt_linear_cross_entropy_args* ar
       return stream->host->fail(stream, QT_INVALID_ARGUMENT, "linear_cross_entropy: target_rows[%lld] is %d, x has %lld rows",
                                 static_cast<long long>(i), rows[i], static_cast<long long>(row_limit));
     if (targets[i] < 0 || targets[i] >= vocabulary)
-      return stream->host->fail(stream, QT_INVALID_ARGUMENT, "linear_cross_entropy: targets[%lld] is %d, the head has %lld rows",
-                                static_cast<long long>(i), targets[i], static_cast<long long>(vocabulary));
+      return stream->host->fail(stream, QT_INVALID_ARGUMENT,
+                                "linear_cross_entropy: targets[%lld] is %d, the head has %lld rows", static_cast<long long>(i),
+                                targets[i], static_cast<long long>(vocabulary));
     if (i && rows[i] < rows[i - 1])
       return stream->host->fail(stream, QT_INVALID_ARGUMENT, "linear_cross_entropy: target_rows is not ascending at %lld",
                                 static_cast<long long>(i));
@@ -78,8 +80,10 @@ void row_loss(float* logits, int64_t vocabulary, const int32_t* targets, int cou
   if (!gradient) return;
   const Vec factor = Vec::broadcast(static_cast<float>(count) / sum);
   for_each_vec(vocabulary, [&](int64_t i, int n) {
-    if (n == Vec::width) (Vec::load(logits + i) * factor).store(logits + i);
-    else (Vec::load_partial(logits + i, n) * factor).store_partial(logits + i, n);
+    if (n == Vec::width)
+      (Vec::load(logits + i) * factor).store(logits + i);
+    else
+      (Vec::load_partial(logits + i, n) * factor).store_partial(logits + i, n);
   });
   for (int i = 0; i < count; i++) logits[targets[i]] -= 1.0f;
 }
@@ -112,8 +116,9 @@ void clear(const qt_tensor* t) {
   if (t) std::memset(t->data, 0, static_cast<size_t>(t->elements) * (t->dtype == QT_FLOAT32 ? 4 : 2));
 }
 
-qt_status chunk_gradients(qt_stream* stream, const qt_linear_cross_entropy_args* args, const Linear& w, const TargetRows& target,
-                          int64_t first, int64_t count, const Chunk& chunk, const void* x, int x_dtype) {
+qt_status chunk_gradients(qt_stream* stream, const qt_linear_cross_entropy_args* args, const Linear& w,
+                          const TargetRows& target, int64_t first, int64_t count, const Chunk& chunk, const void* x,
+                          int x_dtype) {
   const Factor x_columns = {x, x_dtype, nullptr, 1, w.k}, dy_rows = rows_of(chunk.logits, w.n),
                dy_columns = columns_of(chunk.logits, w.n);
   const bool accumulate = first > 0;

@@ -5,12 +5,24 @@
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
-alignas(64) constexpr float nf4_values[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
-    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+alignas(64) constexpr float nf4_values[16] = {-1.0f,
+                                              -0.6961928009986877f,
+                                              -0.5250730514526367f,
+                                              -0.39491748809814453f,
+                                              -0.28444138169288635f,
+                                              -0.18477343022823334f,
+                                              -0.09105003625154495f,
+                                              0.0f,
+                                              0.07958029955625534f,
+                                              0.16093020141124725f,
+                                              0.24611230194568634f,
+                                              0.33791524171829224f,
+                                              0.44070982933044434f,
+                                              0.5626170039176941f,
+                                              0.7229568362236023f,
+                                              1.0f};
 alignas(64) constexpr float fp4_values[16] = {
-    0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f, 0.1666666716337204f, 0.25f,
+    0.0f, 0.0052083334885537624f,  0.6666666865348816f,  1.0f,  0.3333333432674408f,  0.5f,  0.1666666716337204f,  0.25f,
     0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f, -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f};
 
 inline bool is_four_bit(int dtype) { return dtype == QT_NF4 || dtype == QT_FP4; }
@@ -18,14 +30,42 @@ inline bool is_four_bit(int dtype) { return dtype == QT_NF4 || dtype == QT_FP4; 
 // bitsandbytes multiplies, rounds, then adds; a fused multiply-add would differ in the last bit.
 inline float multiply_then_add(float a, float b, float c) {
   float product = a * b;
-#if defined(__GNUC__)
-  asm("" : "+m"(product));
+#if defined(__GNUC__) && defined(__x86_64__)
+  asm("" : "+x"(product));
 #else
   volatile float rounded = product;
   product = rounded;
 #endif
   return product + c;
 }
+
+// The eight codes of each 32-bit word: element e lies in the four bits from code_shift(e) on.
+constexpr int code_shift(int e) { return e / 2 * 8 + (e % 2 == 0 ? 4 : 0); }
+
+#if defined(QT_CPU_AVX512)
+#define QT_CODE_WORDS
+using CodeTable = __m512;
+inline CodeTable code_table(const float* values) { return _mm512_load_ps(values); }
+// Values of the lowest four bits of each word.
+inline Vec look_up(CodeTable table, __m512i words) { return {_mm512_permutexvar_ps(words, table)}; }
+// Values of element e of each word.
+inline Vec look_up(CodeTable table, Vec words, int e) {
+  return look_up(table, _mm512_srli_epi32(_mm512_castps_si512(words.v), static_cast<unsigned>(code_shift(e))));
+}
+#elif defined(QT_CPU_AVX2)
+#define QT_CODE_WORDS
+struct CodeTable {
+  __m256 low, high;
+};
+inline CodeTable code_table(const float* values) { return {_mm256_load_ps(values), _mm256_load_ps(values + 8)}; }
+inline Vec look_up(CodeTable table, __m256i words) {
+  const __m256 low = _mm256_permutevar8x32_ps(table.low, words), high = _mm256_permutevar8x32_ps(table.high, words);
+  return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)))};
+}
+inline Vec look_up(CodeTable table, Vec words, int e) {
+  return look_up(table, _mm256_srli_epi32(_mm256_castps_si256(words.v), code_shift(e)));
+}
+#endif
 
 struct FourBit {
   const uint8_t* codes;
@@ -61,16 +101,13 @@ struct FourBit {
     const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + (i >> 1)));
     const __m128i low = _mm_set1_epi8(15);
     const __m128i nibbles = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), _mm_and_si128(packed, low));
-    return {_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles), _mm512_load_ps(values))};
+    return look_up(code_table(values), _mm512_cvtepu8_epi32(nibbles));
 #elif defined(QT_CPU_AVX2)
     int32_t bytes;
     std::memcpy(&bytes, codes + (i >> 1), 4);
     const __m128i packed = _mm_cvtsi32_si128(bytes), low = _mm_set1_epi8(15);
     const __m128i nibbles = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi16(packed, 4), low), _mm_and_si128(packed, low));
-    const __m256i index = _mm256_cvtepu8_epi32(nibbles);
-    const __m256 first = _mm256_permutevar8x32_ps(_mm256_load_ps(values), index);
-    const __m256 second = _mm256_permutevar8x32_ps(_mm256_load_ps(values + 8), index);
-    return {_mm256_blendv_ps(first, second, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)))};
+    return look_up(code_table(values), _mm256_cvtepu8_epi32(nibbles));
 #else
     Vec r;
     for (int j = 0; j < Vec::width; j++) r.v[j] = values[(codes[(i + j) >> 1] >> ((~j & 1) * 4)) & 15];

@@ -18,6 +18,8 @@ constexpr int64_t max_block_rows = 516, max_block_k = 768;
 constexpr int64_t max_block_rows = 192, max_block_k = 384;
 #endif
 
+constexpr int64_t joined_k = 64;  // at most this much of a second product joins a block
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
 
@@ -38,6 +40,39 @@ struct Scratch {
 // k in equal blocks, multiples of 64 so that 4-bit blocks are not split.
 int64_t k_block(int64_t k) { return k ? round_up(ceil_div(k, ceil_div(k, max_block_k)), 64) : 64; }
 
+// What one pass over the tile multiplies: a run of k of a product and, where it still fits, the next product's (an adapter's
+// rank), so that C is not read and written again for a few columns.
+struct Segment {
+  const Product* product;
+  int64_t k, depth;
+};
+struct Block {
+  Segment segments[2];
+  int count;
+  int64_t depth;
+};
+struct Cursor {
+  int product;
+  int64_t k;
+};
+
+bool next_block(const Job& job, Cursor* at, Block* block) {
+  *block = {};
+  while (at->product < job.count && block->count < 2) {
+    const Product& p = job.products[at->product];
+    const int64_t step = k_block(p.k), depth = p.k - at->k < step ? p.k - at->k : step;
+    if (block->count && (depth > joined_k || block->segments[0].product == &p)) break;
+    block->segments[block->count++] = {&p, at->k, depth};
+    block->depth += depth;
+    at->k += depth;
+    if (at->k >= p.k) *at = {at->product + 1, 0};
+  }
+  return block->count > 0;
+}
+
+// Rows of B as they lie in memory serve the kernel as well as a panel when few rows of A pass over them.
+bool is_plain(const Factor& f) { return f.dtype == QT_FLOAT32 && f.outer_stride == 1; }
+
 // Rows of panel p when `rows` are dealt evenly into panels of at most tile_rows.
 struct Panels {
   int64_t count, whole, larger;
@@ -57,8 +92,10 @@ void store_tile(const Job& job, int64_t row, int64_t rows, int64_t column, int64
         for_each_vec(columns, [&](int64_t j, int n) {
           Vec x = n == Vec::width ? Vec::load(from + j) : Vec::load_partial(from + j, n);
           if (c.accumulate) x = x + (n == Vec::width ? Vec::load(to + j) : Vec::load_partial(to + j, n));
-          if (n == Vec::width) x.store(to + j);
-          else x.store_partial(to + j, n);
+          if (n == Vec::width)
+            x.store(to + j);
+          else
+            x.store_partial(to + j, n);
         });
       }
       return;
@@ -82,33 +119,43 @@ void compute_tile(const Job& job, int64_t task, const Scratch& s) {
   float* out = job.direct ? static_cast<float*>(c.data) + row * c.row_stride + column : s.tile;
   const int64_t stride = job.direct ? c.row_stride : round_up(job.block_columns, tile_columns);
   bool add = job.direct && c.accumulate, first = true;
-  for (int i = 0; i < job.count; i++) {
-    const Product& p = job.products[i];
-    const int64_t step = k_block(p.k);
-    for (int64_t k = 0; k == 0 || k < p.k; k += step) {  // at least once: a sum of nothing is 0
-      const int64_t depth = p.k - k < step ? p.k - k : step;
-      float* to = s.a;
-      int64_t from = row;
-      for (int64_t q = 0; q < panels.count; q++) {
-        const int height = panels.rows(q);
-        pack_strip(p.a, from, height, height, k, depth, p.scale, to, s.line);
-        from += height;
-        to += height * depth;
+  Block block;
+  for (Cursor at = {}; next_block(job, &at, &block); add = true, first = false) {
+    float* to = s.a;
+    int64_t from = row;
+    for (int64_t q = 0; q < panels.count; q++) {
+      const int height = panels.rows(q);
+      for (int i = 0; i < block.count; i++) {
+        const Segment& part = block.segments[i];
+        pack_strip(part.product->a, from, height, height, part.k, part.depth, part.product->scale, to, s.line);
+        to += height * part.depth;
       }
-      for (int64_t j = 0; j < columns; j += tile_columns) {
-        const int width = static_cast<int>(columns - j < tile_columns ? columns - j : tile_columns);
-        pack_strip(p.b, column + j, width, tile_columns, k, depth, 1.0f, s.b, s.line);
-        TileTarget target = {out + j, stride, width, add, first && c.bias ? c.bias + column + j : nullptr};
-        const float* a = s.a;
-        for (int64_t q = 0; q < panels.count; q++) {
-          const int height = panels.rows(q);
-          tile_kernels[height](depth, a, s.b, tile_columns, target);
-          a += height * depth;
-          target.c += height * stride;
+      from += height;
+    }
+    for (int64_t j = 0; j < columns; j += tile_columns) {
+      const int width = static_cast<int>(columns - j < tile_columns ? columns - j : tile_columns);
+      const float* b = s.b;
+      int64_t b_stride = tile_columns;
+      if (panels.count <= 2 && width == tile_columns && block.count == 1 && is_plain(block.segments[0].product->b)) {
+        const Segment& part = block.segments[0];
+        b_stride = part.product->b.k_stride;
+        b = static_cast<const float*>(part.product->b.data) + part.k * b_stride + column + j;
+      } else {
+        float* panel = s.b;
+        for (int i = 0; i < block.count; i++) {
+          const Segment& part = block.segments[i];
+          pack_strip(part.product->b, column + j, width, tile_columns, part.k, part.depth, 1.0f, panel, s.line);
+          panel += part.depth * tile_columns;
         }
       }
-      add = true;
-      first = false;
+      TileTarget target = {out + j, stride, width, add, first && c.bias ? c.bias + column + j : nullptr};
+      const float* a = s.a;
+      for (int64_t q = 0; q < panels.count; q++) {
+        const int height = panels.rows(q);
+        tile_kernels[height](block.depth, a, b, b_stride, target);
+        a += height * block.depth;
+        target.c += height * stride;
+      }
     }
   }
   if (!job.direct) store_tile(job, row, rows, column, columns, s.tile, stride);
@@ -137,10 +184,10 @@ qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products,
   Job job = {products, count, &c, m, n, 0, 0, 0, 0, c.dtype == QT_FLOAT32 && c.column_stride == 1};
   const int workers = stream->workers();
   cut(job, workers);
-  int64_t depth = 0;
+  int64_t depth = joined_k;
   for (int i = 0; i < count; i++) {
     const int64_t step = k_block(products[i].k);
-    if (step > depth) depth = step;
+    if (step + joined_k > depth) depth = step + joined_k;
   }
   const int64_t a_size = round_up(job.block_rows * depth, 16) + 64, b_size = tile_columns * depth + 64, line_size = depth + 64;
   const int64_t tile_size = job.direct ? 0 : job.block_rows * round_up(job.block_columns, tile_columns);

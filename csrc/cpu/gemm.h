@@ -14,12 +14,8 @@ struct Factor {
 };
 
 // The factor whose rows are outer indices (k runs along a row), or whose columns are.
-inline Factor rows_of(const qt_tensor* t) {
-  return {t->data, t->dtype, t->quant, t->shape[t->ndim - 1], 1};
-}
-inline Factor columns_of(const qt_tensor* t) {
-  return {t->data, t->dtype, t->quant, 1, t->shape[t->ndim - 1]};
-}
+inline Factor rows_of(const qt_tensor* t) { return {t->data, t->dtype, t->quant, t->shape[t->ndim - 1], 1}; }
+inline Factor columns_of(const qt_tensor* t) { return {t->data, t->dtype, t->quant, 1, t->shape[t->ndim - 1]}; }
 inline Factor rows_of(const float* data, int64_t columns) { return {data, QT_FLOAT32, nullptr, columns, 1}; }
 inline Factor columns_of(const float* data, int64_t columns) { return {data, QT_FLOAT32, nullptr, 1, columns}; }
 
@@ -48,8 +44,8 @@ inline Result result_of(float* data, int64_t columns, bool accumulate, const flo
 // The order of every sum depends on the shapes alone: results repeat bit for bit whatever the number of threads.
 qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 
-// Products with at most `small_rows` rows on one side and k contiguous on both: dot products, nothing is packed.
-constexpr int64_t small_rows = 16;
+// Products with few rows or columns and k contiguous on the other side: dot products, nothing is packed.
+constexpr int64_t small_rows = 6, small_columns = 16;
 bool is_small(int64_t m, int64_t n, const Product* products, int count);
 qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 
@@ -64,9 +60,12 @@ inline qt_status out_of_scratch(qt_stream* stream, const char* what) {
 // A float type as float32, whatever it is stored in.
 inline float element_of(const void* data, int dtype, int64_t i) {
   switch (dtype) {
-    case QT_BFLOAT16: return to_float(static_cast<const bfloat16*>(data)[i]);
-    case QT_FLOAT16: return to_float(static_cast<const float16*>(data)[i]);
-    default: return static_cast<const float*>(data)[i];
+    case QT_BFLOAT16:
+      return to_float(static_cast<const bfloat16*>(data)[i]);
+    case QT_FLOAT16:
+      return to_float(static_cast<const float16*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
   }
 }
 
@@ -74,9 +73,12 @@ inline float element_of(const void* data, int dtype, int64_t i) {
 template <class Body>
 inline auto with_storage(int dtype, const Body& body) {
   switch (dtype) {
-    case QT_BFLOAT16: return body(static_cast<const bfloat16*>(nullptr));
-    case QT_FLOAT16: return body(static_cast<const float16*>(nullptr));
-    default: return body(static_cast<const float*>(nullptr));
+    case QT_BFLOAT16:
+      return body(static_cast<const bfloat16*>(nullptr));
+    case QT_FLOAT16:
+      return body(static_cast<const float16*>(nullptr));
+    default:
+      return body(static_cast<const float*>(nullptr));
   }
 }
 
@@ -86,8 +88,10 @@ inline void widen(const void* x, int dtype, int64_t start, int64_t n, float* out
     const auto* from = static_cast<decltype(type)>(x) + start;
     const Vec s = Vec::broadcast(scale);
     for_each_vec(n, [&](int64_t i, int count) {
-      if (count == Vec::width) (Vec::load(from + i) * s).store(out + i);
-      else (Vec::load_partial(from + i, count) * s).store_partial(out + i, count);
+      if (count == Vec::width)
+        (Vec::load(from + i) * s).store(out + i);
+      else
+        (Vec::load_partial(from + i, count) * s).store_partial(out + i, count);
     });
   });
 }

@@ -59,8 +59,7 @@ void multiply_tile(int64_t k, const float* a, const float* b, int64_t b_stride, 
 
 using TileKernel = void (*)(int64_t k, const float* a, const float* b, int64_t b_stride, const TileTarget& t);
 constexpr TileKernel tile_kernels[] = {
-    nullptr,
-    multiply_tile<1>, multiply_tile<2>, multiply_tile<3>, multiply_tile<4>,
+    nullptr,          multiply_tile<1>, multiply_tile<2>, multiply_tile<3>,  multiply_tile<4>,
 #if defined(QT_CPU_AVX2) || defined(QT_CPU_AVX512)
     multiply_tile<5>, multiply_tile<6>,
 #endif

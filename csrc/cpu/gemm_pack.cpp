@@ -46,28 +46,14 @@ void pack_columns(const T* from, int64_t k_stride, int lanes, int stride, int64_
   }
 }
 
-#if defined(QT_CPU_AVX512) || defined(QT_CPU_AVX2)
+#if defined(QT_CODE_WORDS)
 
-// The eight codes of each 32-bit word, one after another: element e of eight lies in the nibble at bit shift(e).
-constexpr int code_shift(int e) { return e / 2 * 8 + (e % 2 == 0 ? 4 : 0); }
-
-// Values of the lowest four bits of each word.
-inline Vec look_up(const float* values, Vec words, int shift) {
-#if defined(QT_CPU_AVX512)
-  return {_mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_castps_si512(words.v), static_cast<unsigned>(shift)),
-                                _mm512_load_ps(values))};
-#else
-  const __m256i index = _mm256_srli_epi32(_mm256_castps_si256(words.v), shift);
-  const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(values), index);
-  const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(values + 8), index);
-  return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)))};
-#endif
-}
-
-// 4-bit rows whose blocks begin with the row: the codes are transposed as words of eight, looked up and scaled in lanes.
+// 4-bit rows of which no run of 64 straddles a block: the codes are transposed as words of eight, looked up and scaled in
+// lanes.
 void pack_code_rows(const FourBit& q, int64_t start, int64_t row_stride, int lanes, int stride, int64_t k, float scale,
                     float* out) {
   constexpr int words = 8, run = words * 8;  // elements a row in one square
+  const CodeTable table = code_table(q.values);
   for (int first = 0; first < stride; first += width) {
     const int rows = lanes - first < width ? lanes - first : width;
     for (int64_t i = 0; i < k; i += run) {
@@ -86,7 +72,7 @@ void pack_code_rows(const FourBit& q, int64_t start, int64_t row_stride, int lan
       const Vec factor = Vec::load(scales);
       float* to = out + i * stride + first;
       for (int w = 0; w < words; w++)
-        for (int e = 0; e < 8; e++, to += stride) (look_up(q.values, square[w], code_shift(e)) * factor).store(to);
+        for (int e = 0; e < 8; e++, to += stride) (look_up(table, square[w], e) * factor).store(to);
     }
   }
 }
@@ -106,8 +92,8 @@ void pack_four_bit(const Factor& f, int64_t first, int lanes, int stride, int64_
   const FourBit q(f.data, f.quant, f.dtype);
   const int64_t start = first * f.outer_stride + k_start * f.k_stride, block = f.quant->block_size;
   if (f.k_stride == 1) {
-#if defined(QT_CPU_AVX512) || defined(QT_CPU_AVX2)
-    if (f.outer_stride % block == 0 && k_start % 64 == 0 && k % 64 == 0)
+#if defined(QT_CODE_WORDS)
+    if (f.outer_stride % 64 == 0 && k_start % 64 == 0 && k % 64 == 0)
       return pack_code_rows(q, start, f.outer_stride, lanes, stride, k, scale, out);
 #endif
     for (int lane = 0; lane < stride; lane++) {
@@ -132,8 +118,10 @@ void pack_strip(const Factor& f, int64_t first, int lanes, int stride, int64_t k
   if (is_four_bit(f.dtype)) return pack_four_bit(f, first, lanes, stride, k_start, k, scale, out, line);
   with_storage(f.dtype, [&](auto type) {
     const auto* from = static_cast<decltype(type)>(f.data) + first * f.outer_stride + k_start * f.k_stride;
-    if (f.k_stride == 1) pack_rows(from, f.outer_stride, lanes, stride, k, scale, out);
-    else pack_columns(from, f.k_stride, lanes, stride, k, scale, out);
+    if (f.k_stride == 1)
+      pack_rows(from, f.outer_stride, lanes, stride, k, scale, out);
+    else
+      pack_columns(from, f.k_stride, lanes, stride, k, scale, out);
   });
 }
 

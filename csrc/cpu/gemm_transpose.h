@@ -22,7 +22,8 @@ inline void transpose(Vec (&x)[16]) {
   // b[4 g + c] holds, in its four 128-bit lanes l, column 4 l + c of rows 4 g to 4 g + 3.
   for (int c = 0; c < 4; c++) {
     const __m512 even_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
-    const __m512 even_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), odd_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88),
+                 odd_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
     x[c].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
     x[8 + c].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
     x[4 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);

@@ -119,7 +119,7 @@ float mean(const float* x, int64_t n) {
   CascadeSum cascade;
   const int64_t vectors = n / lanes, rows = vectors / ways;
   cascade.add_rows(x, rows);
-  float (*sum)[lanes] = cascade.sum[0];
+  float(*sum)[lanes] = cascade.sum[0];
   for (int64_t v = rows * ways; v < vectors; v++)
     for (int l = 0; l < lanes; l++) sum[0][l] += x[v * lanes + l];
   for (int w = 1; w < ways; w++)
@@ -154,7 +154,9 @@ void quantize_absmax(float* absmax, int64_t blocks, const uint8_t* lookup, const
         continue;
       }
       const float position = (absmax[i] * inverse + 1.0f) * 0.5f * 65535.0f;
-      q.absmax[i] = lookup[static_cast<int>(std::nearbyint(position < 0.0f ? 0.0f : position > 65535.0f ? 65535.0f : position))];
+      q.absmax[i] = lookup[static_cast<int>(std::nearbyint(position < 0.0f       ? 0.0f
+                                                           : position > 65535.0f ? 65535.0f
+                                                                                 : position))];
     }
   }
 }
