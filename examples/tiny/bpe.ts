@@ -1,10 +1,14 @@
 /**
- * Byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2's byte alphabet and word pattern), trained deterministically: the most
+ * Byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2's byte alphabet), trained deterministically: the most
  * frequent pair is merged first, ties go to the pair that is smaller as text.
  */
 
-/** GPT-2's pattern: contractions, words, numbers, other signs, white space. */
-const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu
+/**
+ * Words, numbers, other signs with the space after them, white space. Unlike GPT-2's, a word never takes the space before it: so it is
+ * the same token in a sentence, after a quote and at a line's start, and copying it is copying.
+ */
+export const PATTERN = String.raw`\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+ ?|\s+`
+const WORDS = new RegExp(PATTERN, 'gu')
 
 /** GPT-2's printable stand-ins for the 256 bytes. */
 export function byteAlphabet(): string[] {

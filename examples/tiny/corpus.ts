@@ -124,6 +124,6 @@ function reading(random: Random, context: Context): Message[] {
 /** A sentence, the bare value, or the value quoted. */
 function answer(random: Random, fact: Fact): string {
   const kind = random.next()
-  if (kind < 0.3) return `${fact.value.charAt(0).toUpperCase()}${fact.value.slice(1)}.`
+  if (kind < 0.3) return `${fact.value}.`
   return kind < 0.6 ? `The text says "${fact.value}".` : tell(random, fact)
 }

@@ -6,7 +6,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { trainBpe } from './bpe.js'
+import { PATTERN, trainBpe } from './bpe.js'
 import { makeChat } from './corpus.js'
 import { Random } from './random.js'
 
@@ -44,14 +44,15 @@ export function tokenizerFiles(): { tokenizer: object; config: object } {
     normalized: false,
     special: true,
   }))
-  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true }
+  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: false }
+  const words = { type: 'Split', pattern: { Regex: PATTERN }, behavior: 'Isolated', invert: false }
   const tokenizer = {
     version: '1.0',
     truncation: null,
     padding: null,
     added_tokens: added,
     normalizer: null,
-    pre_tokenizer: byteLevel,
+    pre_tokenizer: { type: 'Sequence', pretokenizers: [words, byteLevel] },
     post_processor: null,
     decoder: byteLevel,
     model: {
@@ -67,7 +68,7 @@ export function tokenizerFiles(): { tokenizer: object; config: object } {
     },
   }
   const config = {
-    tokenizer_class: 'GPT2Tokenizer',
+    tokenizer_class: 'PreTrainedTokenizerFast',
     bos_token: '<|endoftext|>',
     eos_token: '<|im_end|>',
     pad_token: '<|endoftext|>',
