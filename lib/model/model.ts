@@ -268,7 +268,7 @@ export class Model implements AsyncDisposable {
    * @throws ERR_BUSY, ERR_DISPOSED
    */
   beginCall(kind: string, exclusive?: string): () => void {
-    this.#state.assertLive()
+    this.#state.assertOpen()
     return this.#state.calls.begin(kind, exclusive)
   }
 
@@ -292,7 +292,7 @@ export class Model implements AsyncDisposable {
 
   /** Generation is built on models; imported when it is needed, so that neither side's module needs the other's first. */
   async #generator(): Promise<GeneratorClass> {
-    this.#state.assertLive()
+    this.#state.assertOpen()
     const { Generator } = await import('../generation/generator.js')
     return new Generator(this)
   }

@@ -41,6 +41,7 @@ export class ModelState {
   /** The adapter that is merged into the base, and the weights it replaced. */
   merged: { adapter: LoraAdapter; replaced: Map<string, Tensor> } | null = null
   #disposed: Promise<void> | null = null
+  #freed = false
 
   constructor(parts: ModelParts) {
     this.device = parts.device
@@ -66,8 +67,14 @@ export class ModelState {
     )
   }
 
+  /** Calls in flight go on until the weights are freed, although `dispose` was called already. */
   assertLive(): void {
-    if (this.#disposed) throw new QuantuneError('ERR_DISPOSED', 'this model was disposed of')
+    if (this.#freed) throw disposed()
+  }
+
+  /** New calls are refused from `dispose` on. */
+  assertOpen(): void {
+    if (this.#disposed) throw disposed()
   }
 
   adapterNamed(name: string): LoraAdapter {
@@ -91,6 +98,7 @@ export class ModelState {
 
   dispose(): Promise<void> {
     this.#disposed ??= this.calls.idle().then(() => {
+      this.#freed = true
       for (const parameter of this.network.parameters.values()) parameter.dispose()
       for (const adapter of this.adapters.values()) adapter.dispose()
       for (const tensor of this.merged?.replaced.values() ?? []) tensor.dispose()
@@ -100,3 +108,5 @@ export class ModelState {
     return this.#disposed
   }
 }
+
+const disposed = () => new QuantuneError('ERR_DISPOSED', 'this model was disposed of')
