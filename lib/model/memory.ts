@@ -106,11 +106,11 @@ function adapterElements(network: CausalLM, config: z.output<typeof loraConfigSc
 }
 
 /**
- * What the tape of one layer holds per token: two residual sums and two norms of them, queries, keys, values and the attention's
- * output, and the MLP's hidden values before and after its activation. With checkpointing each layer keeps its input, and one layer
- * at a time the rest. The backward pass needs float32 gradients of keys and values, and of the widest layer, beside it.
+ * What the tape of one layer holds per token: two residual sums, queries, keys, values and the attention's output, and the MLP's
+ * values before the activation (what follows from these is computed again). With checkpointing each layer keeps its input, and one
+ * layer at a time the rest. The backward pass needs float32 gradients of keys and values, and of the widest layer, beside it.
  */
-function activationBytes(
+export function activationBytes(
   { shape, linearLayers, headName }: CausalLM,
   tokens: number,
   perElement: number,
@@ -121,8 +121,8 @@ function activationBytes(
   const keys = numKeyValueHeads * headDim
   const ofFirstLayer = [...linearLayers].filter(([name]) => name !== headName && /\.0\./.test(name)).map(([, layer]) => layer)
   const inner = Math.max(...ofFirstLayer.map(({ outFeatures, inFeatures }) => Math.max(outFeatures, inFeatures)))
-  const widened = ofFirstLayer.filter(({ outFeatures }) => outFeatures === inner).length + 1
-  const layer = 4 * hiddenSize + 2 * queries + 2 * keys + widened * inner
+  const widened = ofFirstLayer.filter(({ outFeatures }) => outFeatures === inner).length
+  const layer = 2 * hiddenSize + 2 * queries + 2 * keys + widened * inner
   const backward = tokens * (perElement * (3 * inner + 2 * hiddenSize) + 4 * (queries + 2 * keys))
   const kept = checkpointing ? numLayers * hiddenSize + layer : numLayers * layer
   return tokens * kept * perElement + backward

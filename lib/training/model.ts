@@ -20,6 +20,7 @@ export interface BatchLoss {
 export interface TrainableModel {
   readonly device: Device
   readonly network: CausalLM
+  readonly dtype: 'float32' | 'bfloat16'
   /** Names of the adapters that can be saved by name. */
   readonly adapters: readonly string[]
   resolveAdapter(name: string | null | undefined): Adapter | null

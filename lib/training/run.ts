@@ -26,6 +26,7 @@ import { countTargets, microBatches } from './micro-batches.js'
 import { optimizerOf, type Trainee } from './model.js'
 import type { AdamW } from './optimizer.js'
 import { openProgress, type Progress } from './progress.js'
+import { recomputesActivations } from './recompute.js'
 import { learningRateSchedule } from './schedules.js'
 import { logLine, meanLoss, newState, type RunSetup, type RunState, stateToJson } from './state.js'
 import { Throughput } from './throughput.js'
@@ -216,7 +217,7 @@ export class TrainingRun<T> {
       const key = Int32Array.of(seed | 0, Math.floor(seed / 2 ** 32) | 0, this.state.globalStep, index)
       const { loss } = model.forward(batch, {
         adapter: adapter?.name ?? null,
-        gradientCheckpointing: gradientCheckpointing === true,
+        gradientCheckpointing: recomputesActivations(gradientCheckpointing, model, batch.inputIds.length),
         dropoutRng: Tensor.from(model.device, key, [4], 'int32'),
       })
       model.device.ops.sum(this.#lossSum, loss!.tensor, share, 1)
