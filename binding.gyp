@@ -45,7 +45,7 @@
       'xcode_settings': { 'GCC_ENABLE_CPP_EXCEPTIONS': 'YES' },
       'msvs_settings': { 'VCCLCompilerTool': { 'ExceptionHandling': 1 } },
       'conditions': [
-        ['OS=="linux"', { 'sources': ['csrc/core/os_linux.cpp'], 'libraries': ['-ldl', '-Wl,--no-whole-archive'], 'ldflags': ['-Wl,--whole-archive'] }],
+        ['OS=="linux"', { 'sources': ['csrc/core/os_linux.cpp'], 'libraries': ['-ldl'] }],
         ['OS=="mac"', { 'sources': ['csrc/core/os_darwin.cpp'] }],
         ['OS=="win"', { 'sources': ['csrc/core/os_win32.cpp'], 'libraries': ['synchronization.lib'] }],
         ['target_arch=="x64"', { 'dependencies': ['cpu_avx2', 'cpu_avx512'], 'defines': ['QT_WITH_X64_VARIANTS'] }],

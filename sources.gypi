@@ -2,7 +2,25 @@
 {
   'variables': {
     'cpu_family_sources': [
-      '<!@(node -p "require(\'fs\').readdirSync(\'csrc/cpu\').filter((f) => f.endsWith(\'.cpp\') && f !== \'backend.cpp\' && f !== \'stream.cpp\').map((f) => \'csrc/cpu/\' + f).join(\' \')")',
+      'csrc/cpu/activation.cpp',
+      'csrc/cpu/attention.cpp',
+      'csrc/cpu/attention_backward.cpp',
+      'csrc/cpu/attention_decode.cpp',
+      'csrc/cpu/cross_entropy.cpp',
+      'csrc/cpu/elementwise.cpp',
+      'csrc/cpu/embedding.cpp',
+      'csrc/cpu/gemm.cpp',
+      'csrc/cpu/gemm_pack.cpp',
+      'csrc/cpu/gemm_small.cpp',
+      'csrc/cpu/linear.cpp',
+      'csrc/cpu/matmul.cpp',
+      'csrc/cpu/norm.cpp',
+      'csrc/cpu/optimizer.cpp',
+      'csrc/cpu/quantization.cpp',
+      'csrc/cpu/random.cpp',
+      'csrc/cpu/rope.cpp',
+      'csrc/cpu/sampling.cpp',
+      'csrc/cpu/table.cpp',
     ],
     'core_sources': [
       'csrc/core/allocator.cpp',

@@ -44,7 +44,8 @@ function expectedOps(root: string): string[] | null {
   return ops
 }
 
-function refuseIfStale(addon: NativeAddon, root: string): void {
+/** Throws when the addon was built from other sources than these. */
+export function refuseIfStale(addon: NativeAddon, root: string): void {
   if (addon.abiVersion !== ABI_VERSION) {
     throw noBinary(`The native addon is stale: it has ABI version ${addon.abiVersion}, needed is ${ABI_VERSION}.`, null, root)
   }

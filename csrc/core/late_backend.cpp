@@ -67,7 +67,7 @@ struct LateStream {
   std::mutex mutex, memory;
   std::condition_variable changed;
   std::deque<std::function<void()>> work;
-  bool closing = false;
+  std::atomic<bool> closing{false};
   std::atomic<int> failed{QT_OK};
   std::thread thread;
 
@@ -108,7 +108,7 @@ void close(qt_stream* stream) {
     self->closing = true;
     self->changed.notify_one();
   }
-  self->thread.join();  // after everything queued has run
+  self->thread.join();  // after all copies; operations are given up
   forget_stream(self->stream);
   self->inner->close(self->stream);
   delete self;
@@ -130,7 +130,7 @@ void release(qt_stream* stream, void* data) {
 qt_status copy(qt_stream* stream, void* to, const void* from, int64_t bytes, qt_done done, void* context) {
   LateStream* self = late(stream);
   self->submit([=] {
-    std::this_thread::sleep_for(kDelay);
+    if (!self->closing) std::this_thread::sleep_for(kDelay);
     std::memcpy(to, from, static_cast<size_t>(bytes));
     done(context, static_cast<qt_status>(self->failed.load()));
   });
@@ -140,7 +140,7 @@ qt_status copy(qt_stream* stream, void* to, const void* from, int64_t bytes, qt_
 qt_status event(qt_stream* stream, qt_done done, void* context) {
   LateStream* self = late(stream);
   self->submit([=] {
-    std::this_thread::sleep_for(kDelay);
+    if (!self->closing) std::this_thread::sleep_for(kDelay);
     done(context, static_cast<qt_status>(self->failed.load()));
   });
   return QT_OK;
@@ -150,6 +150,7 @@ qt_status operate(qt_stream* stream, int op, const void* args) {
   LateStream* self = late(stream);
   auto arguments = std::make_shared<Arguments>(op, args);
   self->submit([self, op, arguments] {
+    if (self->closing) return;
     qt_status status = op_function(self->inner, op)(self->stream, arguments->slots);
     self->inner->operation_done(self->stream);
     if (status != QT_OK) self->failed.store(status);

@@ -1,4 +1,4 @@
-import { invalidArgument } from '../errors.js'
+import { invalidArgument, QuantuneError } from '../errors.js'
 
 /** In the order of `qt_dtype` in csrc/core/abi.h. */
 export const dtypes = ['float32', 'bfloat16', 'float16', 'int32', 'int8', 'uint8', 'nf4', 'fp4'] as const
@@ -50,23 +50,26 @@ export function stageable(data: TensorData, dtype: DType): { array: NodeJS.Typed
   return { array: Float32Array.from(data), from: 'float32' }
 }
 
-/** The array that a tensor's data arrives in: 16-bit floats as float32. */
+const hostTypes = {
+  float32: Float32Array,
+  bfloat16: Float32Array,
+  float16: Float32Array,
+  int32: Int32Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+}
+
+/** The array that a tensor's data arrives in, and its dtype: 16-bit floats come as float32. */
 export function hostArray(
   dtype: DType,
   size: number,
 ): { array: Float32Array | Int32Array | Int8Array | Uint8Array; as: DType } {
-  switch (dtype) {
-    case 'float32':
-    case 'bfloat16':
-    case 'float16':
-      return { array: new Float32Array(size), as: 'float32' }
-    case 'int32':
-      return { array: new Int32Array(size), as: 'int32' }
-    case 'int8':
-      return { array: new Int8Array(size), as: 'int8' }
-    case 'uint8':
-      return { array: new Uint8Array(size), as: 'uint8' }
-    default:
-      throw invalidArgument(`the data of a ${dtype} tensor cannot be read; dequantize it first`)
+  if (dtype === 'nf4' || dtype === 'fp4') {
+    throw invalidArgument(`the data of a ${dtype} tensor cannot be read; dequantize it first`)
+  }
+  try {
+    return { array: new hostTypes[dtype](size), as: dtype === 'bfloat16' || dtype === 'float16' ? 'float32' : dtype }
+  } catch (cause) {
+    throw new QuantuneError('ERR_OUT_OF_MEMORY', `no array of ${size} ${dtype} values can be made to read into`, { cause })
   }
 }
