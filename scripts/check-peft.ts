@@ -52,7 +52,7 @@ async function plainCases(base: string): Promise<Case[]> {
     [1, 5, 9, 200, 33, 17],
     [3, 3, 8, 1, 90, 41],
   ]
-  const common: LoraConfig = { r: 3, loraAlpha: 12, initLoraWeights: false, seed: 5 }
+  const common: LoraConfig = { r: 3, loraAlpha: 2, initLoraWeights: false, seed: 5 }
   const configs: Record<string, LoraConfig> = {
     linear: { ...common, targetModules: 'all-linear', useRslora: true },
     some: { ...common, layersToTransform: [1], rankPattern: base === 'gpt2' ? { c_attn: 5 } : { q_proj: 5 } },
@@ -108,8 +108,13 @@ async function tokenCases(tied: boolean): Promise<Case[]> {
   await model.saveAdapter(adapter)
   const merged = join(folder, name, 'merged')
   await model.savePretrained(merged, { mergeAdapter: true })
+  model.setAdapter(null)
+  const rowsOnly = join(folder, name, 'rows')
+  await model.saveAdapter(rowsOnly, model.resolveAdapter(null)!.name)
+  const bare = await logitsOf(model, inputIds, rows)
   await model.dispose()
   return [
+    { name: `${name}: rows alone`, model: base, adapter: rowsOnly, resize: rows + 3, inputIds, logits: bare },
     { name: `${name}: adapter`, model: base, adapter, resize: rows + 3, inputIds, logits },
     { name: `${name}: adapter, by AutoPeftModel`, model: base, adapter, auto: true, inputIds, logits },
     { name: `${name}: merged`, model: merged, inputIds, logits },

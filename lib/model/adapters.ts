@@ -7,8 +7,8 @@ import { adapterMismatch } from '../peft/config-file.js'
 import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
 import { LoraAdapter, type LoraConfig } from '../peft/lora.js'
 import { type DType, keep, scope, Tensor } from '../tensor/index.js'
-import type { ModelState } from './state.js'
-import { giveTokenRows } from './tokens.js'
+import type { ModelAdapter, ModelState } from './state.js'
+import { giveTokenRows, NEW_TOKENS } from './tokens.js'
 
 export interface LoadAdapterOptions {
   /** Default: 'default'. */
@@ -40,29 +40,26 @@ export async function loadAdapter(state: ModelState, folder: string, options: Re
 
 /** Writes PEFT's two files, and the tokenizer when the adapter has tokens of its own. */
 export async function saveAdapter(state: ModelState, folder: string, name: string): Promise<void> {
-  if (name === state.newTokens?.name)
-    throw invalidArgument('saveAdapter: token rows without an adapter are saved by savePretrained')
-  const adapter = state.adapterNamed(name)
+  const adapter = name === NEW_TOKENS && state.newTokens ? state.newTokens : state.adapterNamed(name)
   await saveAdapterFiles(folder, adapter, state.network, state.source)
   if (adapter.tokenRows && state.hasTokenizer) await state.tokenizer.save(folder)
 }
 
 function checkName(state: ModelState, name: string): string {
-  if (typeof name !== 'string' || name === '' || name === state.newTokens?.name)
-    throw invalidArgument(`"${name}" is no adapter name`)
+  if (typeof name !== 'string' || name === '' || name === NEW_TOKENS) throw invalidArgument(`"${name}" is no adapter name`)
   if (state.adapters.has(name))
     throw invalidArgument(`there is an adapter "${name}" already; choose another name`, { adapter: name })
   return name
 }
 
 /** The first adapter becomes the default. */
-function register(state: ModelState, adapter: LoraAdapter): void {
+function register(state: ModelState, adapter: ModelAdapter): void {
   state.adapters.set(adapter.name, adapter)
   if (state.adapters.size === 1) state.defaultAdapter = adapter.name
 }
 
 /** Tokens that an adapter trained must mean the same here: what the base's tokenizer lacks is taken from the adapter's folder. */
-async function adoptTokens(state: ModelState, folder: string, adapter: LoraAdapter): Promise<void> {
+async function adoptTokens(state: ModelState, folder: string, adapter: ModelAdapter): Promise<void> {
   const ids = adapter.tokenRows?.tokenIds ?? []
   if (ids.length === 0 || !state.hasTokenizer) return
   if ((await readJsonObjectIfPresent(join(folder, 'tokenizer.json'))) === null) return
@@ -96,7 +93,7 @@ export function toFloat32(weight: Tensor, purpose: 'weights' | 'other'): Tensor 
 }
 
 /** Bytes that merging an adapter will take, until it is unmerged. */
-export function mergeBytes(state: ModelState, adapter: LoraAdapter): number {
+export function mergeBytes(state: ModelState, adapter: ModelAdapter): number {
   let bytes = 0
   for (const module of adapter.layers.keys()) {
     const { weight, inFeatures, outFeatures } = state.network.linearLayers.get(module)!

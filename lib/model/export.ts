@@ -1,10 +1,9 @@
 /** What each weight is when a model is written: the base's own, with an adapter's updates and token rows added. */
 import type { TokenRows } from '../peft/adapter.js'
-import type { LoraAdapter } from '../peft/lora.js'
 import { type MappedFile, scope, Tensor } from '../tensor/index.js'
 import { addLoraDelta, toFloat32 } from './adapters.js'
 import { dtypeOfFile, type Origin, originDtype } from './load.js'
-import type { ModelState } from './state.js'
+import type { ModelAdapter, ModelState } from './state.js'
 
 export interface WeightExport {
   readonly name: string
@@ -24,7 +23,7 @@ export interface ModelExport {
   unpredictable: readonly number[]
 }
 
-export function weightExports(state: ModelState, adapter: LoraAdapter | null, base: 'original' | 'dequantized'): ModelExport {
+export function weightExports(state: ModelState, adapter: ModelAdapter | null, base: 'original' | 'dequantized'): ModelExport {
   const { network } = state
   const headWeight = `${network.headName}.weight`
   const tokens = adapter?.tokenRows ?? state.newTokens?.tokenRows ?? null
@@ -39,14 +38,14 @@ export function weightExports(state: ModelState, adapter: LoraAdapter | null, ba
 
 class Exporter {
   readonly #state: ModelState
-  readonly #adapter: LoraAdapter | null
+  readonly #adapter: ModelAdapter | null
   readonly #base: 'original' | 'dequantized'
   readonly #tokens: TokenRows | null
   readonly #vocabSize: number
 
   constructor(
     state: ModelState,
-    adapter: LoraAdapter | null,
+    adapter: ModelAdapter | null,
     base: 'original' | 'dequantized',
     tokens: TokenRows | null,
     vocabSize: number,

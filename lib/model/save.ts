@@ -8,10 +8,9 @@ import { readJsonObjectIfPresent } from '../formats/json.js'
 import { byteLengthOf } from '../formats/safetensors.js'
 import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
 import { parseOptions } from '../options.js'
-import type { LoraAdapter } from '../peft/lora.js'
 import { type WeightExport, weightExports } from './export.js'
 import { originDtype } from './load.js'
-import type { ModelState } from './state.js'
+import type { ModelAdapter, ModelState } from './state.js'
 
 export interface SavePretrainedOptions {
   /** Add this adapter to the weights; true: the active one. Default: the one that is merged in memory, if any. */
@@ -72,7 +71,7 @@ export async function savePretrained(
   await writeJsonAtomically(join(folder, 'config.json'), { ...config, ...tied, vocab_size: vocabSize, dtype })
 }
 
-function adapterToMerge(state: ModelState, wanted: string | boolean | undefined, active: string | null): LoraAdapter | null {
+function adapterToMerge(state: ModelState, wanted: string | boolean | undefined, active: string | null): ModelAdapter | null {
   if (wanted === undefined) return state.merged?.adapter ?? null
   if (wanted === false) return null
   const name = wanted === true ? active : wanted

@@ -3,11 +3,14 @@ import { invalidArgument, QuantuneError } from '../errors.js'
 import type { Architecture, CausalLM } from '../models/index.js'
 import type { Adapter } from '../peft/adapter.js'
 import type { LoraAdapter } from '../peft/lora.js'
+import type { TokensAdapter } from '../peft/tokens.js'
 import type { Device } from '../tensor/device.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { CallsInFlight } from './calls.js'
 import type { Origin } from './load.js'
-import type { NewTokens } from './tokens.js'
+
+/** The kinds of adapters that a model has. */
+export type ModelAdapter = LoraAdapter | TokensAdapter
 
 export interface ModelParts {
   device: Device
@@ -34,12 +37,12 @@ export class ModelState {
   generationConfig: Record<string, unknown>
   readonly #tokenizer: Tokenizer | null
   readonly calls = new CallsInFlight()
-  readonly adapters = new Map<string, LoraAdapter>()
+  readonly adapters = new Map<string, ModelAdapter>()
   defaultAdapter: string | null = null
   /** Rows of added tokens for calls without an adapter. */
-  newTokens: NewTokens | null = null
+  newTokens: TokensAdapter | null = null
   /** The adapter that is merged into the base, and the weights it replaced. */
-  merged: { adapter: LoraAdapter; replaced: Map<string, Tensor> } | null = null
+  merged: { adapter: ModelAdapter; replaced: Map<string, Tensor> } | null = null
   #disposed: Promise<void> | null = null
   #freed = false
 
@@ -77,7 +80,7 @@ export class ModelState {
     if (this.#disposed) throw disposed()
   }
 
-  adapterNamed(name: string): LoraAdapter {
+  adapterNamed(name: string): ModelAdapter {
     const adapter = this.adapters.get(name)
     if (adapter) return adapter
     const known = this.adapters.size > 0 ? `there are ${[...this.adapters.keys()].join(', ')}` : 'there are none'

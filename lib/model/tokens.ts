@@ -1,12 +1,11 @@
 import { z } from 'zod'
-import type { Parameter } from '../autograd/index.js'
 import { invalidArgument } from '../errors.js'
 import { parseOptions } from '../options.js'
-import type { Adapter, LoraLayer, TokenRows } from '../peft/adapter.js'
-import type { LoraAdapter } from '../peft/lora.js'
+import type { TokenRows } from '../peft/adapter.js'
 import { createTokenRows } from '../peft/token-rows.js'
+import { TokensAdapter } from '../peft/tokens.js'
 import { scope, Tensor } from '../tensor/index.js'
-import type { ModelState } from './state.js'
+import type { ModelAdapter, ModelState } from './state.js'
 
 export interface AddTokensOptions {
   /** Train the rows. Default: true. */
@@ -23,36 +22,8 @@ const optionsSchema = z.strictObject({
   initFrom: z.enum(['mean', 'zeros']).default('mean'),
 })
 
-/**
- * Rows of added tokens, for calls without another adapter: the base itself stays as it is. Trainable on its own (embedding-only
- * training).
- */
-export class NewTokens implements Adapter {
-  readonly type = 'tokens'
-  readonly name = 'new-tokens'
-  readonly config = null
-  readonly tokenRows: TokenRows
-  constructor(rows: TokenRows) {
-    this.tokenRows = rows
-  }
-
-  parameters(): ReadonlyMap<string, Parameter> {
-    return new Map([[this.tokenRows.rows.name, this.tokenRows.rows]])
-  }
-
-  lora(): LoraLayer | null {
-    return null
-  }
-
-  replaced(): Parameter | null {
-    return null
-  }
-
-  dispose(): void {
-    this.tokenRows.rows.dispose()
-    this.tokenRows.rowOf.dispose()
-  }
-}
+/** The name of the rows that calls without an adapter use. */
+export const NEW_TOKENS = 'new-tokens'
 
 /**
  * Adds tokens to the tokenizer, and rows for them to every adapter and to the bare base. Tokens that the vocabulary had already get
@@ -74,15 +45,15 @@ export function addTokens(state: ModelState, tokens: readonly string[], options:
     for (const adapter of state.adapters.values())
       adapter.setTokenRows(extended(state, adapter.tokenRows, unique, first, trainable))
     const rows = extended(state, state.newTokens?.tokenRows ?? null, unique, first, trainable)
-    state.newTokens?.dispose()
-    state.newTokens = new NewTokens(rows)
+    if (state.newTokens) state.newTokens.setTokenRows(rows)
+    else state.newTokens = new TokensAdapter(NEW_TOKENS, rows)
   })
   suppress(state, unique)
   return ids
 }
 
 /** A copy of the base's added rows for a new adapter. */
-export function giveTokenRows(state: ModelState, adapter: LoraAdapter): void {
+export function giveTokenRows(state: ModelState, adapter: ModelAdapter): void {
   const rows = state.newTokens?.tokenRows
   if (rows) scope(() => adapter.setTokenRows(extended(state, rows, [], null, rows.rows.requiresGrad)))
 }

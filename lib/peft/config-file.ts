@@ -4,9 +4,11 @@ import { corruptFile } from '../formats/errors.js'
 import { isJsonObject, type JsonObject, readJsonObject } from '../formats/json.js'
 import type { CausalLM } from '../models/causal-lm.js'
 import type { LoraAdapter, LoraConfig } from './lora.js'
+import type { TokensAdapter } from './tokens.js'
 
 export interface StoredAdapterConfig {
-  config: LoraConfig
+  /** null: the adapter has token rows and nothing else. */
+  config: LoraConfig | null
   /** Tokens whose embedding rows the adapter trained, in the order of the rows; empty if none. */
   tokenIds: number[]
 }
@@ -27,7 +29,7 @@ const informational: ReadonlySet<string> = new Set([
   'task_type',
 ])
 
-const read: ReadonlySet<string> = new Set([
+const loraFields: ReadonlySet<string> = new Set([
   'alpha_pattern',
   'bias',
   'exclude_modules',
@@ -43,6 +45,8 @@ const read: ReadonlySet<string> = new Set([
   'use_rslora',
 ])
 
+const tokensFields: ReadonlySet<string> = new Set(['init_weights', 'target_modules', 'token_indices'])
+
 /** Ways to begin that leave the base as it is; others (PiSSA, OLoRA, LoftQ, …) also change its weights. */
 const harmlessStarts: ReadonlySet<unknown> = new Set([true, false, 'gaussian', 'eva', 'orthogonal', undefined, null])
 
@@ -52,12 +56,21 @@ const harmlessStarts: ReadonlySet<unknown> = new Set([true, false, 'gaussian', '
  */
 export async function readAdapterConfig(path: string): Promise<StoredAdapterConfig> {
   const json = await readJsonObject(path)
-  if (json.peft_type !== 'LORA') {
-    throw invalidArgument(`${path}: peft_type ${JSON.stringify(json.peft_type)} is not supported; supported: "LORA"`, { path })
+  const type = json.peft_type
+  if (type !== 'LORA' && type !== 'TRAINABLE_TOKENS') {
+    throw invalidArgument(`${path}: peft_type ${JSON.stringify(type)} is not supported; supported: LORA, TRAINABLE_TOKENS`, {
+      path,
+    })
   }
+  const read = type === 'LORA' ? loraFields : tokensFields
   for (const [field, value] of Object.entries(json)) {
     if (informational.has(field) || read.has(field) || isOff(value)) continue
     throw invalidArgument(`${path}: ${field} = ${JSON.stringify(value)} is not supported`, { path, field })
+  }
+  if (type === 'TRAINABLE_TOKENS') {
+    const tokenIds = tokenIdsOf(path, json.token_indices)
+    if (tokenIds.length === 0) throw corruptFile(path, 'token_indices is empty')
+    return { config: null, tokenIds }
   }
   const { init_lora_weights: start } = json
   if (!harmlessStarts.has(start)) {
@@ -106,13 +119,37 @@ function tokenIdsOf(path: string, value: unknown): number[] {
     !ids.every((id) => Number.isSafeInteger(id) && id >= 0) ||
     new Set(ids).size < ids.length
   ) {
-    throw corruptFile(path, `trainable_token_indices ${JSON.stringify(value)} must be one list of different token ids`)
+    throw corruptFile(path, `token indices ${JSON.stringify(value)} must be one list of different token ids`)
   }
   return ids
 }
 
 /** An adapter's configuration in PEFT's words. */
-export function adapterConfigJson(adapter: LoraAdapter, network: CausalLM, baseModel: string | null): JsonObject {
+export function adapterConfigJson(
+  adapter: LoraAdapter | TokensAdapter,
+  network: CausalLM,
+  baseModel: string | null,
+): JsonObject {
+  return adapter.type === 'lora' ? loraConfigJson(adapter, network, baseModel) : tokensConfigJson(adapter, network, baseModel)
+}
+
+function tokensConfigJson({ tokenRows }: TokensAdapter, network: CausalLM, baseModel: string | null): JsonObject {
+  return {
+    auto_mapping: null,
+    base_model_name_or_path: baseModel,
+    inference_mode: true,
+    init_weights: true,
+    peft_type: 'TRAINABLE_TOKENS',
+    revision: null,
+    target_modules: [lastPart(network.embeddingName)],
+    task_type: 'CAUSAL_LM',
+    token_indices: tokenRows.tokenIds,
+  }
+}
+
+const lastPart = (name: string) => name.slice(name.lastIndexOf('.') + 1)
+
+function loraConfigJson(adapter: LoraAdapter, network: CausalLM, baseModel: string | null): JsonObject {
   const { config } = adapter
   const json: JsonObject = {
     alpha_pattern: config.alphaPattern,
@@ -148,7 +185,6 @@ export function adapterConfigJson(adapter: LoraAdapter, network: CausalLM, baseM
  * version. The last parts of the names where they mean the same layers, else the full names.
  */
 function targetModules(adapter: LoraAdapter, network: CausalLM): string[] {
-  const lastPart = (name: string) => name.slice(name.lastIndexOf('.') + 1)
   const parts = new Set([...adapter.layers.keys()].map(lastPart))
   const meant = [...network.linearLayers.keys()].filter((name) => parts.has(lastPart(name)))
   return meant.length === adapter.layers.size ? [...parts] : [...adapter.layers.keys()]

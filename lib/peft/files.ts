@@ -14,11 +14,17 @@ import type { TokenRows } from './adapter.js'
 import { adapterConfigJson, adapterMismatch, readAdapterConfig } from './config-file.js'
 import { LoraAdapter, PEFT_PREFIX } from './lora.js'
 import { createTokenRows } from './token-rows.js'
+import { TokensAdapter } from './tokens.js'
 
 export const ADAPTER_CONFIG = 'adapter_config.json'
 export const ADAPTER_WEIGHTS = 'adapter_model.safetensors'
 
-const tokenDelta = '.token_adapter.trainable_tokens_delta'
+const tokenDelta = '.trainable_tokens_delta'
+
+/** A parameter's name in the file: beside LoRA, token rows are an adapter within the adapter. */
+function fileName({ type }: LoraAdapter | TokensAdapter, parameter: string): string {
+  return type === 'tokens' ? parameter.replace('.token_adapter', '') : parameter
+}
 
 /**
  * Reads an adapter folder that PEFT or quantune wrote.
@@ -29,16 +35,18 @@ export async function loadAdapterFiles(
   folder: string,
   network: CausalLM,
   { name, trainable }: { name: string; trainable: boolean },
-): Promise<LoraAdapter> {
+): Promise<LoraAdapter | TokensAdapter> {
   const { config, tokenIds } = await readAdapterConfig(join(folder, ADAPTER_CONFIG))
   const path = join(folder, ADAPTER_WEIGHTS)
   const { entries } = await readWeightsHeader(folder, path)
-  const adapter = createFor(path, name, config, network)
+  const makeRows = () => createTokenRows(network, network.embeddingName, tokenIds)
+  const adapter = config === null ? new TokensAdapter(name, makeRows()) : createFor(path, name, config, network)
   try {
-    if (tokenIds.length > 0) adapter.setTokenRows(createTokenRows(network, network.embeddingName, tokenIds))
+    if (adapter.type === 'lora' && tokenIds.length > 0) adapter.setTokenRows(makeRows())
     await checkExtraTensors(path, entries, adapter, network)
     for (const [tensor, parameter] of adapter.parameters()) {
-      await fill(parameter, path, entries.get(tensor) ?? missing(path, tensor, parameter))
+      const stored = fileName(adapter, tensor)
+      await fill(parameter, path, entries.get(stored) ?? missing(path, stored, parameter))
       parameter.requiresGrad = trainable
     }
     return adapter
@@ -104,12 +112,13 @@ async function readFloats(path: string, entry: SafetensorsEntry): Promise<Float3
 async function checkExtraTensors(
   path: string,
   entries: ReadonlyMap<string, SafetensorsEntry>,
-  adapter: LoraAdapter,
+  adapter: LoraAdapter | TokensAdapter,
   network: CausalLM,
 ): Promise<void> {
+  const expected = new Set([...adapter.parameters().keys()].map((name) => fileName(adapter, name)))
   for (const entry of entries.values()) {
     const { name: tensor, shape } = entry
-    if (adapter.parameters().has(tensor)) continue
+    if (expected.has(tensor)) continue
     const [module, isDelta] = baseModuleOf(tensor)
     const tied = module === network.headName && network.linearLayers.get(module)?.weight.name !== `${module}.weight`
     // On a tied model PEFT writes the tokens' rows for the head too: the same ones.
@@ -124,8 +133,8 @@ async function checkExtraTensors(
 /** The module that a tensor of a token adapter, or a saved embedding, belongs to. */
 function baseModuleOf(tensor: string): [module: string, isDelta: boolean] {
   const name = tensor.startsWith(PEFT_PREFIX) ? tensor.slice(PEFT_PREFIX.length) : tensor
-  if (name.endsWith(tokenDelta)) return [name.slice(0, -tokenDelta.length), true]
-  return [name.replace(/(\.token_adapter\.base_layer)?\.weight$/, ''), false]
+  const isDelta = name.endsWith(tokenDelta)
+  return [name.replace(/(\.token_adapter)?(\.trainable_tokens_delta|(\.base_layer)?\.weight)$/, ''), isDelta]
 }
 
 /** Rows to compare: enough to notice another table, few enough to be quick. */
@@ -164,18 +173,20 @@ async function isBaseTable(
 /** Writes an adapter folder that PEFT reads. The folder's other files stay. */
 export async function saveAdapterFiles(
   folder: string,
-  adapter: LoraAdapter,
+  adapter: LoraAdapter | TokensAdapter,
   network: CausalLM,
   baseModel: string | null,
 ): Promise<void> {
   const parameters = [...adapter.parameters().values()]
   // All copies are queued before anything is waited for: they belong to one moment, even beside a running training.
   const values = await Promise.all(parameters.map((parameter) => parameter.data()))
-  const tensors = parameters.map(({ name, shape }, i): SafetensorsSource => ({ name, dtype: 'F32', shape, data: values[i]! }))
+  const tensors = parameters.map(
+    ({ name, shape }, i): SafetensorsSource => ({ name: fileName(adapter, name), dtype: 'F32', shape, data: values[i]! }),
+  )
   const rows = adapter.tokenRows?.rows
   const headIsTied = !network.parameters.has(`${network.headName}.weight`)
   if (rows && headIsTied) {
-    const name = `${PEFT_PREFIX}${network.headName}${tokenDelta}`
+    const name = fileName(adapter, `${PEFT_PREFIX}${network.headName}.token_adapter${tokenDelta}`)
     tensors.push({ name, dtype: 'F32', shape: rows.shape, data: values[parameters.indexOf(rows)]! })
   }
   await writeSafetensors(join(folder, ADAPTER_WEIGHTS), tensors, { format: 'pt' })

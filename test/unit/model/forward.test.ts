@@ -123,6 +123,20 @@ t.test('memory estimate', async (t) => {
   const stored = [...model.parameters().values()].reduce((sum, { value }) => sum + 4 * value.size, 0)
   t.equal(estimate.weights, stored)
   t.equal(estimate.total, stored + 4 * r4 + estimate.activations)
+  await using trained = await Model.fromPretrained(golden('models/llama'), options)
+  trained.addAdapter({ targetModules: 'all-linear' })
+  const ids = Array.from({ length: 400 }, (_, i) => i % 250)
+  const long = Batch.fromPadded({ inputIds: [ids], labels: [ids] })
+  for (const gradientCheckpointing of [false, true]) {
+    trained.device.resetPeak()
+    scope(() => {
+      trained.forward(long, { gradientCheckpointing }).loss!.backward()
+    })
+    await trained.device.settled()
+    const peak = trained.memoryUsage().peak.activations
+    const { activations } = await Model.estimateMemory(golden('models/llama'), { batchTokens: 400, gradientCheckpointing })
+    t.ok(activations > 0.7 * peak && activations < 1.4 * peak, `activations: ${activations} estimated, ${peak} used`)
+  }
   const full = await Model.estimateMemory(golden('models/llama'), { trainable: true })
   t.equal(full.optimizer, 2 * stored)
   t.equal(full.activations, 0)

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -116,4 +116,37 @@ t.test('addTokens', async (t) => {
   })
   await using tokenless = await Model.fromPretrained(golden('models/llama'), options)
   t.throws(() => tokenless.addTokens(['x']), { code: 'ERR_INVALID_ARGUMENT', message: /no tokenizer/ })
+})
+
+t.test('rows without another adapter: embedding-only training', async (t) => {
+  for (const base of ['llama_tied', 'llama']) {
+    const tokenizer = await Tokenizer.fromFolder(golden('chat/chatml/tokenizer'))
+    const config = JSON.parse(await readFile(golden(`models/${base}/config.json`), 'utf8'))
+    const make = async () => {
+      const own = await Tokenizer.fromFolder(golden('chat/chatml/tokenizer'))
+      return Model.fromConfig({ ...config, vocab_size: tokenizer.vocabSize }, { ...options, tokenizer: own })
+    }
+    await using model = await make()
+    const ids = model.addTokens(['<one>', '<two>'])
+    const { rows } = model.resolveAdapter(null)!.tokenRows!
+    rows.value.write(Float32Array.from({ length: rows.value.size }, (_, i) => Math.sin(i)))
+    const target = join(folder, `only-${base}`)
+    await model.saveAdapter(target, 'new-tokens')
+    const { entries } = await readSafetensorsHeader(join(target, 'adapter_model.safetensors'))
+    const names = ['base_model.model.model.embed_tokens.trainable_tokens_delta']
+    if (base === 'llama_tied') names.unshift('base_model.model.lm_head.trainable_tokens_delta')
+    t.same([...entries.keys()], names)
+
+    await using fresh = await make()
+    await fresh.loadAdapter(target, { name: 'tokens', trainable: true })
+    t.same(fresh.adapters, ['tokens'])
+    t.equal(deviation(await logitsOf(fresh, [ids], 'tokens'), await logitsOf(model, [ids], null)), 0)
+    t.equal(fresh.trainableParameters().length, 1)
+    t.same(fresh.addTokens(['<three>']), [tokenizer.vocabSize + 2], 'every adapter gets the new row')
+    t.same(fresh.resolveAdapter('tokens')!.tokenRows!.tokenIds, [...ids, tokenizer.vocabSize + 2])
+    const stored = join(target, 'adapter_config.json')
+    const json = JSON.parse(await readFile(stored, 'utf8'))
+    await writeFile(stored, JSON.stringify({ ...json, token_indices: [] }))
+    await t.rejects(fresh.loadAdapter(target, { name: 'none' }), { code: 'ERR_CORRUPT_FILE', message: /token_indices/ })
+  }
 })

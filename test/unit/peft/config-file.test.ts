@@ -21,7 +21,7 @@ async function read(changes: Record<string, unknown>) {
 t.test("PEFT's fields", async (t) => {
   const { config, tokenIds } = await read({})
   t.match(config, { type: 'lora', r: original.r, loraAlpha: original.lora_alpha, useRslora: true, bias: 'none' })
-  t.same(new Set(config.targetModules as string[]), new Set(['q_proj', 'v_proj']))
+  t.same(new Set(config!.targetModules as string[]), new Set(['q_proj', 'v_proj']))
   t.same(tokenIds, [])
   t.match((await read({ target_modules: 'all-linear' })).config, { targetModules: 'all-linear' })
   t.match((await read({ init_lora_weights: 'eva' })).config, { initLoraWeights: true })
