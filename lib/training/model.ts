@@ -50,6 +50,9 @@ export function traineeOf(model: TrainableModel, adapterName: string | null | un
   if (!adapter && model.trainableParameters(null).length === 0) {
     for (const parameter of model.parameters().values()) parameter.requiresGrad = true
   }
+  if (adapter && 'merged' in adapter && adapter.merged === true) {
+    throw invalidArgument(`adapter "${name}" is merged into the base; unmerge it to train it`)
+  }
   const parameters = model.trainableParameters(name)
   if (parameters.length === 0) {
     throw invalidArgument(`adapter "${name}" has nothing trainable; load it with { trainable: true } to go on training it`)

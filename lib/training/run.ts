@@ -52,14 +52,14 @@ export interface RunOptions<T> {
   evaluate: (step: number, signal: AbortSignal | undefined) => Promise<Metrics>
   observer: Observer
   signal: AbortSignal | undefined
+  /** Asked between steps. */
+  shouldStop: () => boolean
   resumeFromCheckpoint: boolean | string | undefined
 }
 
 /** One call of `train()`. */
 export class TrainingRun<T> {
   readonly state: RunState
-  /** Set from outside: stop after the step that is under way. */
-  stopRequested = false
   #progress: Progress
   readonly #optimizer: AdamW
   /** float32 [1]: sum of the step losses since the last log. */
@@ -157,7 +157,7 @@ export class TrainingRun<T> {
     const { state } = this
     this.#throughput.take()
     while (state.globalStep < state.maxSteps) {
-      if (this.stopRequested) return 'stopped'
+      if (this.options.shouldStop()) return 'stopped'
       await this.#fromOutside(() => {
         signal?.throwIfAborted()
         observer.assertSound()
@@ -289,6 +289,7 @@ export class TrainingRun<T> {
   async #finish(stopReason: StopReason, firstStep: number, seconds: number): Promise<TrainOutput> {
     const { args, observer, trainee } = this.options
     const { state } = this
+    await this.#fromOutside(() => observer.assertSound())
     const wanted = stopReason === 'stopped' || (stopReason === 'early-stopping' && args.saveStrategy !== 'no')
     if (wanted && state.globalStep > 0 && this.#savedStep !== state.globalStep) await this.#save()
     state.windowLoss = await this.#readLoss()

@@ -60,6 +60,7 @@ export class Trainer<T = TrainingExample> extends Emitter {
   readonly #callbacks: readonly TrainerCallbacks[]
   #run: TrainingRun<T> | null = null
   #running: Promise<unknown> | null = null
+  #stopping = false
   #disposed = false
   /** What the promise of an asynchronous listener was rejected with. */
   #lateFailure: { error: unknown } | null = null
@@ -106,6 +107,7 @@ export class Trainer<T = TrainingExample> extends Emitter {
         evaluate: (step, signal) => this.#evaluate(name, step, signal),
         observer: this.#observer(),
         signal,
+        shouldStop: () => this.#stopping,
         resumeFromCheckpoint,
       }),
     ).finally(endCall)
@@ -115,14 +117,15 @@ export class Trainer<T = TrainingExample> extends Emitter {
 
   async #train(open: () => Promise<TrainingRun<T>>): Promise<TrainOutput> {
     this.#lateFailure = null
+    this.#stopping = false
     this.#run = null
     this.#run = await open()
     return this.#run.execute()
   }
 
-  /** Finishes the step under way and saves; `train()` then resolves with the reason 'stopped'. */
+  /** Finishes the step under way and saves; `train()` then resolves with the reason 'stopped'. Nothing while none is running. */
   stop(): void {
-    if (this.#run) this.#run.stopRequested = true
+    this.#stopping = true
   }
 
   /** Prints a line without tearing the progress bar; nothing where progress is disabled. */
@@ -180,7 +183,9 @@ export class Trainer<T = TrainingExample> extends Emitter {
         this.#emit('step', event)
         await call((callbacks) => callbacks.onStepEnd, event)
       },
-      log: async (event) => this.#emit('log', event),
+      log: async (event) => {
+        this.#emit('log', event)
+      },
       evaluate: async (event) => {
         this.#emit('evaluate', event)
         await call((callbacks) => callbacks.onEvaluate, event)
@@ -189,7 +194,9 @@ export class Trainer<T = TrainingExample> extends Emitter {
         this.#emit('save', event)
         await call((callbacks) => callbacks.onSave, event)
       },
-      end: async (output) => this.#emit('end', output),
+      end: async (output) => {
+        await Promise.all(this.#emit('end', output))
+      },
       assertSound: () => {
         const failure = this.#lateFailure
         this.#lateFailure = null
@@ -199,15 +206,15 @@ export class Trainer<T = TrainingExample> extends Emitter {
   }
 
   /** As emit, but the rejections of asynchronous listeners are kept for the next step instead of ending the process. */
-  #emit<E extends keyof TrainerEvents>(event: E, payload: Parameters<TrainerEvents[E]>[0]): void {
-    for (const listener of this.rawListeners(event)) {
-      const returned: unknown = Reflect.apply(listener, this, [payload])
-      if (returned instanceof Promise) {
-        returned.catch((error: unknown) => {
-          this.#lateFailure ??= { error }
-        })
-      }
+  #emit<E extends keyof TrainerEvents>(event: E, payload: Parameters<TrainerEvents[E]>[0]): unknown[] {
+    const returned = this.rawListeners(event).map((listener): unknown => Reflect.apply(listener, this, [payload]))
+    for (const promise of returned) {
+      if (!(promise instanceof Promise)) continue
+      promise.catch((error: unknown) => {
+        this.#lateFailure ??= { error }
+      })
     }
+    return returned
   }
 
   #assertLive(): void {

@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { Batch } from '../../../lib/data/batch.js'
+import { Tokenizer } from '../../../lib/data/tokenizer.js'
 import { Model } from '../../../lib/model/model.js'
 import { Trainer, type TrainerOptions } from '../../../lib/training/trainer.js'
 import type { LogEvent } from '../../../lib/training/types.js'
@@ -178,6 +179,31 @@ t.test('a frozen adapter is refused with the way out', async (t) => {
   await model.loadAdapter(golden('train/lora_llama_all_linear/adapter'))
   const trainer = new Trainer<Example>({ model, collator, trainDataset: texts, args: { ...quiet, outputDir: t.testdir() } })
   await t.rejects(trainer.train(), { code: 'ERR_INVALID_ARGUMENT', message: /trainable: true/ })
+})
+
+t.test('a merged adapter is refused', async (t) => {
+  await using model = await Model.fromPretrained(golden('models/llama'), { device: 'cpu' })
+  model.addAdapter(lora)
+  await model.mergeAdapter('default')
+  const trainer = new Trainer<Example>({ model, collator, trainDataset: texts, args: { ...quiet, outputDir: t.testdir() } })
+  await t.rejects(trainer.train(), { code: 'ERR_INVALID_ARGUMENT', message: /unmerge it/ })
+})
+
+t.test('rows of new tokens alone learn, and are resumed exactly', async (t) => {
+  const outputDir = t.testdir()
+  const run = async (how = {}) => {
+    const tokenizer = await Tokenizer.fromFolder(golden('models/stories260k'))
+    const config = { ...JSON.parse(readFileSync(golden('models/stories260k/config.json'), 'utf8')), tie_word_embeddings: true }
+    await using model = await Model.fromConfig(config, { device: 'cpu', tokenizer })
+    const [a, b] = model.addTokens(['<one>', '<two>'])
+    const dataset = [{ inputIds: [5, a!, b!, 9, 11], labels: [-100, -100, -100, 9, 11] }]
+    const args = { ...quiet, outputDir, maxSteps: 6, learningRate: 0.05, saveStrategy: 'steps', saveSteps: 3 } as const
+    const { logs } = await trainAndLog({ model, collator, trainDataset: dataset, args }, how)
+    return logs.map(({ loss }) => loss)
+  }
+  const losses = await run()
+  t.ok(losses[5]! < losses[0]!, `${losses}`)
+  t.same(await run({ resumeFromCheckpoint: join(outputDir, 'checkpoint-3') }), losses.slice(3))
 })
 
 t.test('a model that is disposed of while it is being trained waits for the training', async (t) => {

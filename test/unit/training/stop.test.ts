@@ -24,6 +24,27 @@ t.test('stop() finishes the step and saves', async (t) => {
   t.equal(savedStep(dir), 3)
 })
 
+t.test('stop() right after train() stops before the first step', async (t) => {
+  const { trainer } = await open(t.testdir())
+  const training = trainer.train()
+  trainer.stop()
+  t.match(await training, { stopReason: 'stopped', globalStep: 0, lastCheckpoint: null })
+  t.equal((await trainer.train()).globalStep, 20, 'and does not stop the next one')
+})
+
+t.test('a listener of the end that fails rejects', async (t) => {
+  for (const fail of [
+    () => Promise.reject(new Error('bang')),
+    () => {
+      throw new Error('bang')
+    },
+  ]) {
+    const { trainer } = await open(t.testdir({}), { args: { maxSteps: 2 } })
+    trainer.on('end', () => fail() as never)
+    await t.rejects(trainer.train(), { message: 'bang' })
+  }
+})
+
 t.test('dispose() stops and waits', async (t) => {
   const dir = t.testdir()
   const { trainer } = await open(dir, { args: { maxSteps: 100_000 } })
