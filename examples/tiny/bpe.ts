@@ -4,10 +4,10 @@
  */
 
 /**
- * Words, numbers, other signs with the space after them, white space. Unlike GPT-2's, a word never takes the space before it: so it is
- * the same token in a sentence, after a quote and at a line's start, and copying it is copying.
+ * Words and other signs with the space before them, numbers, white space: GPT-2's pattern, but that a number never takes the space, so
+ * that it is spelt the same after one and after a quote.
  */
-export const PATTERN = String.raw`\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+ ?|\s+`
+export const PATTERN = String.raw` ?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 const WORDS = new RegExp(PATTERN, 'gu')
 
 /** GPT-2's printable stand-ins for the 256 bytes. */

@@ -45,17 +45,17 @@ const SMALL_TALK: readonly (readonly [string, string])[] = [
 const REPEAT = ['Repeat after me: {x}', 'Please say: {x}', 'Write this down: {x}']
 
 /**
- * One chat. Texts grow with `progress` (0 to 1), and looking up and repeating come first: what they teach is of use for reading.
+ * One chat. At first (`progress` from 0 to 1) all repeat and look up, and then texts grow: what that teaches is what reading needs.
  * `avoid` holds facts that must not be told (those of the test set).
  */
 export function makeChat(random: Random, avoid: ReadonlySet<string>, progress = 1): Message[] {
-  const early = progress < 0.2
+  const early = progress < 0.1
   const kind = random.next()
-  if (kind < 0.04) return exchange(random.chance(0.5) ? random.pick(SMALL_TALK) : sum(random))
-  if (kind < 0.08) return json(random)
-  if (kind < (early ? 0.23 : 0.12)) return repeat(random)
+  if (kind < (early ? 0.5 : 0.04)) return repeat(random)
   const context = fresh(random, avoid, textSize(random, progress))
-  return kind < (early ? 0.55 : 0.2) ? notes(random, context) : reading(random, context)
+  if (kind < (early ? 1 : 0.1)) return notes(random, context)
+  if (kind < 0.14) return exchange(random.chance(0.5) ? random.pick(SMALL_TALK) : sum(random))
+  return kind < 0.18 ? json(random) : reading(random, context)
 }
 
 function exchange([question, answer]: readonly [string, string]): Message[] {
@@ -71,7 +71,7 @@ function sum(random: Random): [string, string] {
 }
 
 function repeat(random: Random): Message[] {
-  const words = Array.from({ length: 4 + random.int(16) }, () => random.pick(WORDS)).join(' ')
+  const words = Array.from({ length: 4 + random.int(24) }, () => random.pick(WORDS)).join(' ')
   return exchange([random.pick(REPEAT).replace('{x}', words), words])
 }
 
@@ -84,7 +84,7 @@ function json(random: Random): Message[] {
 
 /** Sentences of a text: two or three at first, five to seven at the end. */
 function textSize(random: Random, progress: number): number {
-  const most = progress < 0.2 ? 3 : progress < 0.4 ? 5 : 7
+  const most = progress < 0.3 ? 3 : progress < 0.45 ? 5 : 7
   return Math.max(2, most - random.int(3))
 }
 

@@ -9,9 +9,10 @@ import { pathToFileURL } from 'node:url'
 import { PATTERN, trainBpe } from './bpe.js'
 import { makeChat } from './corpus.js'
 import { Random } from './random.js'
+import { WORDS } from './world.js'
 
 const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-const VOCABULARY = 2048
+const VOCABULARY = 2560
 const CHATS = 3000
 
 /** ChatML, as SmolLM2 and Qwen use it; the tags say where the assistant speaks. */
@@ -33,6 +34,8 @@ export function tokenizerFiles(): { tokenizer: object; config: object } {
     ['system', ...makeChat(random, new Set()).flatMap(({ role, content }) => [role, content])].join('\n'),
   )
   for (let i = 0; i < CHATS / 4; i++) texts.push(...PROSE)
+  // Every word is a token of its own without a space before it too, as it stands in JSON.
+  for (const word of WORDS) for (let i = 0; i < 50; i++) texts.push(word, ` ${word}`)
   const { vocab, merges } = trainBpe(texts, VOCABULARY - SPECIAL.length)
   const first = Object.keys(vocab).length
   const added = SPECIAL.map((content, i) => ({

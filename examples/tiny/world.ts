@@ -187,6 +187,7 @@ export const WORDS: readonly string[] = [
   ...NUMBERS,
   ...MONTHS,
   ...FOOD,
+  ...new Set([...ROOMS, ...SCHOOLS].flatMap((name) => name.split(' '))),
 ]
 
 const BY_NAME = new Map(RELATIONS.map((relation) => [relation.name, relation]))
