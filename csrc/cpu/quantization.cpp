@@ -220,14 +220,9 @@ qt_status dequantize(qt_stream* stream, const qt_dequantize_args* args) {
   return QT_OK;
 }
 
-qt_status quantized_load(qt_stream* stream, const qt_quantized_load_args* args) {
+qt_status quantized_load(qt_stream*, const qt_quantized_load_args* args) {
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);
-  if (layout->double_quant != (args->nested_absmax != nullptr) || layout->double_quant != (args->nested_code != nullptr) ||
-      (args->absmax->dtype == QT_UINT8) != (layout->double_quant != 0))
-    return stream->host->fail(stream, QT_INVALID_ARGUMENT,
-                              "quantized_load: double quantization takes uint8 absmax, nested_absmax and nested_code; single "
-                              "takes float32 absmax alone");
   std::memcpy(q.codes, args->codes->data, static_cast<size_t>((args->q->elements + 1) / 2));
   std::memcpy(q.absmax, args->absmax->data, static_cast<size_t>(layout->blocks * (layout->double_quant ? 1 : 4)));
   if (layout->double_quant) {
@@ -238,11 +233,9 @@ qt_status quantized_load(qt_stream* stream, const qt_quantized_load_args* args) 
   return QT_OK;
 }
 
-qt_status quantized_export(qt_stream* stream, const qt_quantized_export_args* args) {
+qt_status quantized_export(qt_stream*, const qt_quantized_export_args* args) {
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);
-  if (!layout->double_quant && (args->nested_absmax || args->nested_code || args->offset))
-    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "quantized_export: the weight has no double quantization");
   std::memcpy(args->codes->data, q.codes, static_cast<size_t>((args->q->elements + 1) / 2));
   std::memcpy(args->absmax->data, q.absmax, static_cast<size_t>(layout->blocks * (layout->double_quant ? 1 : 4)));
   if (args->nested_absmax)

@@ -1,0 +1,167 @@
+import t from 'tap'
+import { numericGradient, type Operand, openHarness } from './harness.js'
+import { isFourBit, matrix, operandOf, product, weight, weightTypes } from './matrices.js'
+
+const h = await openHarness()
+const scale = 0.6
+
+interface Head {
+  x: Operand
+  w: Operand
+  transposed: boolean
+  bias: Operand | null
+  a: Operand | null
+  b: Operand | null
+}
+
+/** Losses of the targets and dlogits of their sum, both float64. */
+function reference({ x, w, transposed, bias, a, b }: Head, rows: number[], targets: number[]) {
+  const [m, k] = x.shape as [number, number]
+  const n = w.shape[transposed ? 1 : 0]!
+  const rowOf = matrix(w, transposed)
+  let logits = product([m, n, k], matrix(x), (p, j) => rowOf(j, p))
+  if (bias) logits = logits.map((value, i) => value + bias.values[i % n]!)
+  const hidden = a && operandOf(product([m, a.shape[0]!, k], matrix(x), matrix(a, true)), [m, a.shape[0]!])
+  if (hidden && b) logits = product([m, n, hidden.shape[1]!], matrix(hidden), matrix(b, true), logits, scale)
+  const gradient = new Float64Array(m * n)
+  const losses = targets.map((target, i) => {
+    const row = rows[i]!
+    const values = logits.subarray(row * n, (row + 1) * n)
+    const top = values.reduce((most, value) => Math.max(most, value), -Infinity)
+    const sum = values.reduce((total, value) => total + Math.exp(value - top), 0)
+    values.forEach((value, j) => {
+      gradient[row * n + j]! += Math.exp(value - top) / sum - (j === target ? 1 : 0)
+    })
+    return top + Math.log(sum) - values[target]!
+  })
+  return { losses, hidden, gradient: operandOf(gradient, [m, n]) }
+}
+
+function targetsFor(rows: number, vocabulary: number, count: number, dense: boolean) {
+  const { values } = h.random.integers([count], 0, rows)
+  const target_rows = dense ? Array.from({ length: count }, (_, i) => Math.min(i, rows - 1)) : [...values].sort((p, q) => p - q)
+  return { rows: target_rows, targets: [...h.random.integers([count], 0, vocabulary).values] }
+}
+
+const sizes = [
+  { m: 1, n: 3, k: 2, count: 1, dense: false },
+  { m: 9, n: 50, k: 33, count: 5, dense: false },
+  { m: 20, n: 70, k: 64, count: 45, dense: false },
+  { m: 450, n: 37, k: 8, count: 460, dense: true }, // more than a chunk of rows
+  { m: 900, n: 20, k: 64, count: 800, dense: false },
+]
+
+for (const [s, { m, n, k, count, dense }] of sizes.entries()) {
+  for (const [j, type] of weightTypes.entries()) {
+    const transposed = (s + j) % 2 === 1
+    const dtype = s !== 3 && j === 1 ? 'bfloat16' : 'float32'
+    t.test(`${count} targets in ${m} rows, ${n} words, ${type}${transposed ? ' transposed' : ''}, ${dtype}`, async (t) => {
+      const r = 3
+      const x = h.random.normal([m, k], { dtype })
+      const w = await weight(h, transposed ? [k, n] : [n, k], type)
+      const bias = j % 2 ? h.random.normal([n]) : null
+      const a = j % 3 ? h.random.normal([r, k], { scale: 0.3 }) : null
+      const b = a && h.random.normal([n, r], { scale: 0.3 })
+      const { rows, targets } = targetsFor(m, n, count, dense)
+      const { losses, hidden, gradient } = reference({ x, w, transposed, bias, a, b }, rows, targets)
+      const out = {
+        losses: h.garbage([count]),
+        dx: h.garbage([m, k], dtype),
+        dw: isFourBit(type) ? null : h.garbage(w.shape),
+        db: bias && h.garbage([n]),
+        dA: a && h.garbage([r, k]),
+        dB: b && h.garbage([n, r]),
+      }
+      const indices = [h.operand(rows, [count], 'int32').tensor, h.operand(targets, [count], 'int32').tensor] as const
+      const operands = [x.tensor, w.tensor, bias?.tensor ?? null, a?.tensor ?? null, b?.tensor ?? null, ...indices] as const
+      h.ops.linear_cross_entropy(out.losses, out.dx, out.dw, out.db, out.dA, out.dB, ...operands, Number(transposed), scale)
+      const close = { absolute: 3e-5 * Math.sqrt(count), relative: 2e-5 }
+      await h.close(t, out.losses, losses, close, 'losses')
+      const rowOf = matrix(w, transposed)
+      let dx = product([m, k, n], matrix(gradient), rowOf)
+      if (a && b && hidden && out.dA && out.dB) {
+        const up = operandOf(product([m, r, n], matrix(gradient), matrix(b)), [m, r])
+        dx = product([m, k, r], matrix(up), matrix(a), dx, scale)
+        await h.close(t, out.dA, product([r, k, m], matrix(up, true), matrix(x), null, scale), close, 'd_lora_a')
+        await h.close(t, out.dB, product([n, r, m], matrix(gradient, true), matrix(hidden), null, scale), close, 'd_lora_b')
+      }
+      await h.close(t, out.dx, dx, dtype === 'float32' ? close : { absolute: 1e-4, relative: 5e-3 }, 'dx')
+      if (out.dw) {
+        const dw = transposed
+          ? product([k, n, m], matrix(x, true), matrix(gradient))
+          : product([n, k, m], matrix(gradient, true), matrix(x))
+        await h.close(t, out.dw, dw, close, 'd_weight')
+      }
+      const sums = Float64Array.from({ length: n }, (_, v) =>
+        gradient.values.reduce((sum, g, i) => sum + (i % n === v ? g : 0), 0),
+      )
+      if (out.db) await h.close(t, out.db, sums, close, 'd_bias')
+      const alone = h.garbage([count])
+      h.ops.linear_cross_entropy(alone, null, null, null, null, null, ...operands, Number(transposed), scale)
+      await h.equal(t, alone, await h.read(out.losses), 'the same losses without gradients')
+    })
+  }
+}
+
+t.test('gradients by finite differences', async (t) => {
+  const [x, w] = [h.random.normal([4, 3]), h.random.normal([6, 3])]
+  const [rows, targets] = [
+    [0, 2, 2, 3],
+    [5, 1, 1, 0],
+  ]
+  const total = (values: { x?: Float64Array; w?: Float64Array }) => {
+    const head = { transposed: false, bias: null, a: null, b: null }
+    const operands = { x: { ...x, values: values.x ?? x.values }, w: { ...w, values: values.w ?? w.values } }
+    return reference({ ...operands, ...head }, rows!, targets!).losses.reduce((sum, loss) => sum + loss, 0)
+  }
+  const [losses, dx, dw] = [h.garbage([4]), h.garbage([4, 3]), h.garbage([6, 3])]
+  const indices = [h.operand(rows!, [4], 'int32').tensor, h.operand(targets!, [4], 'int32').tensor] as const
+  h.ops.linear_cross_entropy(losses, dx, dw, null, null, null, x.tensor, w.tensor, null, null, null, ...indices, 0, 1)
+  const close = { absolute: 1e-5, relative: 1e-5 }
+  await h.close(
+    t,
+    dx,
+    numericGradient((v) => total({ x: v }), x.values),
+    close,
+    'dx',
+  )
+  await h.close(
+    t,
+    dw,
+    numericGradient((v) => total({ w: v }), w.values),
+    close,
+    'd_weight',
+  )
+})
+
+t.test('large logits do not overflow, no targets give zeros', async (t) => {
+  const [x, w] = [h.operand([1000, -1000], [2, 1]), h.operand([1, -1], [2, 1])]
+  const losses = h.garbage([2])
+  const index = (values: number[]) => h.operand(values, [values.length], 'int32').tensor
+  const none = [null, null, null] as const
+  h.ops.linear_cross_entropy(losses, null, null, ...none, x.tensor, w.tensor, ...none, index([0, 1]), index([0, 0]), 0, 1)
+  await h.close(t, losses, [0, 2000], { absolute: 1e-6, relative: 1e-6 })
+  const [empty, dx, dw] = [h.empty([0]), h.garbage([2, 1]), h.garbage([2, 1])]
+  h.ops.linear_cross_entropy(empty, dx, dw, ...none, x.tensor, w.tensor, ...none, index([]), index([]), 0, 1)
+  await h.equal(t, dx, [0, 0], 'dx')
+  await h.equal(t, dw, [0, 0], 'd_weight')
+})
+
+t.test('rows and targets out of bounds are refused', async (t) => {
+  const [x, w] = [h.random.normal([3, 2]), h.random.normal([4, 2])]
+  const none = [null, null, null] as const
+  const index = (values: number[]) => h.operand(values, [values.length], 'int32').tensor
+  const attempt = (rows: number[], targets: number[]) => {
+    const losses = h.empty([targets.length])
+    const [r, i] = [index(rows), index(targets)]
+    return [
+      losses,
+      () => h.ops.linear_cross_entropy(losses, null, null, ...none, x.tensor, w.tensor, ...none, r, i, 0, 1),
+    ] as const
+  }
+  await h.rejects(t, ...attempt([0, 3], [0, 0]), /linear_cross_entropy.*target_rows\[1\] is 3, x has 3 rows/)
+  await h.rejects(t, ...attempt([-1], [0]), /target_rows\[0\] is -1/)
+  await h.rejects(t, ...attempt([0], [4]), /targets\[0\] is 4, the head has 4 rows/)
+  await h.rejects(t, ...attempt([0], [-100]), /targets\[0\] is -100/)
+  await h.rejects(t, ...attempt([2, 1], [0, 0]), /not ascending at 1/)
+})
