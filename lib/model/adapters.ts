@@ -1,4 +1,5 @@
 import { join } from 'node:path'
+import { getSeed } from '../env.js'
 import { invalidArgument } from '../errors.js'
 import { readJsonObjectIfPresent } from '../formats/json.js'
 import type { LinearLayerInfo } from '../models/index.js'
@@ -18,7 +19,7 @@ export interface LoadAdapterOptions {
 }
 
 export function addAdapter(state: ModelState, config: LoraConfig, name: string): void {
-  const adapter = LoraAdapter.create(checkName(state, name), config, state.network)
+  const adapter = LoraAdapter.create(checkName(state, name), { seed: getSeed(), ...config }, state.network)
   giveTokenRows(state, adapter)
   register(state, adapter)
 }

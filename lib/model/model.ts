@@ -177,7 +177,7 @@ export class Model implements AsyncDisposable {
     return forward(this.#state.device, this.#state.network, adapter, batch, options)
   }
 
-  /** Adds a new adapter; its start depends on `config.seed` alone. The first adapter becomes the active one. */
+  /** Adds a new adapter; its start depends on the seed and the layers' names alone. The first adapter becomes the active one. */
   addAdapter(config: LoraConfig, name = 'default'): void {
     this.#state.assertLive()
     addAdapter(this.#state, config, name)

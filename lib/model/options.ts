@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { getSeed } from '../env.js'
 import type { Quantization } from '../quantization/config.js'
 
 export type Progress = {
@@ -39,7 +40,7 @@ export interface ModelOptions extends HubOptions {
 }
 
 export interface FromConfigOptions extends Omit<ModelOptions, keyof HubOptions> {
-  /** Seed of the weights. Default: 0. */
+  /** Seed of the weights. Default: that of `setSeed`. */
   seed?: number
   /** A new model has no files; give it the tokenizer it shall use. */
   tokenizer?: Tokenizer
@@ -72,7 +73,7 @@ export const modelOptionsSchema = z.strictObject({ ...common, ...hubOptionsSchem
 
 export const fromConfigOptionsSchema = z.strictObject({
   ...common,
-  seed: z.int().min(0).default(0),
+  seed: z.int().min(0).default(getSeed),
   tokenizer: z
     .custom<Tokenizer>((value) => typeof value === 'object' && value !== null && 'encode' in value, 'expected a Tokenizer')
     .optional(),

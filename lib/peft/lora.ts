@@ -45,7 +45,7 @@ export const loraConfigSchema = z.strictObject({
     .optional(),
   /** true: A uniform, B zero; 'gaussian': A normal with deviation 1 / r, B zero; false: both uniform. Default true. */
   initLoraWeights: z.union([z.boolean(), z.literal('gaussian')]).default(true),
-  /** Seed of the initial values. Default 0. */
+  /** Seed of the initial values. Default: that of `setSeed` where a model adds the adapter, else 0. */
   seed: z.int().min(0).default(0),
 })
 
