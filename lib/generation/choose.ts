@@ -32,22 +32,24 @@ export class TokenChooser {
     }
   }
 
-  /** logits float32 [B, V]; the result belongs to the current scope. */
-  choose(logits: Tensor): Chosen {
+  /** Room for what is chosen for `rows` rows; the caller releases it. */
+  room(rows: number): Chosen {
+    const of = (dtype: 'int32' | 'float32') => keep(Tensor.empty(this.#device, [rows], dtype, 'cache'))
+    return { tokens: of('int32'), logProbs: this.#random ? of('float32') : null }
+  }
+
+  /** Queues a choice by logits (float32 [B, V]) into `chosen`. */
+  choose({ tokens, logProbs }: Chosen, logits: Tensor): void {
     const { ops } = this.#device
-    const rows = logits.shape[0]!
-    const tokens = Tensor.empty(this.#device, [rows], 'int32')
     if (!this.#random) {
       ops.argmax(tokens, null, logits)
-      return { tokens, logProbs: null }
+      return
     }
     const { temperature, topK, topP, minP } = this.#config
     const { rng, counters, column } = this.#random
-    const logProbs = Tensor.empty(this.#device, [rows], 'float32')
     ops.sample(tokens, logProbs, logits, rng, temperature, topK, topP, minP)
     ops.increment(counters, 1)
     ops.append_column(rng, counters, column)
-    return { tokens, logProbs }
   }
 
   /** Row i goes on as the former row parents[i]. */

@@ -8,7 +8,7 @@ import type { Device } from '../tensor/device.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { KeyValueCache } from './cache.js'
-import { gatherRows } from './rows.js'
+import { gatherRows, permuteRows } from './rows.js'
 
 /** Steps to make room for at first; doubled when they are used up. */
 const FIRST_CAPACITY = 32
@@ -145,10 +145,7 @@ export class GroupDecoder {
     return into
   }
 
-  /**
-   * One step: the logits after `tokens` (int32 [B]), float32 [B, V], in the current scope. Grows the cache first where needed, which
-   * is the one time that it waits for the device.
-   */
+  /** Queues one step: the logits after `tokens` (int32 [B]), float32 [B, V], in the current scope. */
   forward(tokens: Tensor): Tensor {
     const { network, adapter, device } = this.#input
     const { ops } = device
@@ -167,7 +164,6 @@ export class GroupDecoder {
     ops.increment(this.#slots, this.#cache.slotsPerStep)
     ops.increment(this.#step, 1)
     ops.increment(this.#steps, 1)
-    this.#done++
     return logits
   }
 
@@ -193,10 +189,13 @@ export class GroupDecoder {
     return o
   }
 
-  /** Makes sure that there is room for another step; to be awaited before `forward`. */
-  async ready(): Promise<void> {
+  /**
+   * To be awaited before each step, queued or replayed: counts it and makes room for it.
+   * @returns whether the caches are other tensors now
+   */
+  async nextStep(): Promise<boolean> {
     const capacity = this.#cache.capacity
-    if (this.#done < capacity) return
+    if (this.#done++ < capacity) return false
     const grown = Math.min(this.#input.maxSteps, 2 * capacity)
     const former = (await this.#ancestors.data()) as Int32Array
     const wider = new Int32Array(this.#rows * grown)
@@ -206,9 +205,15 @@ export class GroupDecoder {
     this.#cache.grow(grown)
     this.#ancestors.dispose()
     this.#ancestors = this.#int32(wider, [this.#rows, grown])
+    return true
   }
 
-  /** Row i goes on as the former row parents[i]; there may be fewer rows afterwards. */
+  /** Queues: row i goes on as the former row parents[i] of the same prompt. */
+  permute(parents: Tensor): void {
+    permuteRows(this.#ancestors, parents)
+  }
+
+  /** Row i goes on as the former row parents[i]; there may be fewer rows afterwards. All that depends on rows are other tensors then. */
   reorder(parents: readonly number[]): void {
     const former = {
       ancestors: this.#ancestors,

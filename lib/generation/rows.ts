@@ -17,3 +17,12 @@ export function gatherRows<T extends Record<string, Tensor>>(tensors: T, rows: r
   for (const tensor of Object.values(gathered)) keep(tensor)
   return gathered as T
 }
+
+/** Queues x[i] = x[rows[i]] in place; rows int32 [R], as many as x has. */
+export function permuteRows(x: Tensor, rows: Tensor): void {
+  scope(() => {
+    const permuted = Tensor.empty(x.device, x.shape, x.dtype)
+    x.device.ops.gather_rows(permuted, x, rows)
+    x.device.ops.copy(x, permuted)
+  })
+}

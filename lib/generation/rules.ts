@@ -2,7 +2,7 @@ import type { Device } from '../tensor/device.js'
 import { keep } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { ResolvedConfig } from './config.js'
-import { gatherRows } from './rows.js'
+import { gatherRows, permuteRows } from './rows.js'
 
 /** A column of the history that is no token: prompts are right-aligned, so that all rows grow at the same column. */
 const NO_TOKEN = -1
@@ -79,7 +79,17 @@ export class LogitsRules {
     this.#device.ops.increment(this.#history.lengths, 1)
   }
 
-  /** Row i goes on as the former row parents[i]. */
+  /** Whether `apply` does something else at this step than at the one before. */
+  changesAt(step: number): boolean {
+    return this.#suppressedAtFirst !== null && step === this.#config.minNewTokens
+  }
+
+  /** Queues: row i goes on as the former row parents[i]. */
+  permute(parents: Tensor): void {
+    if (this.#history) permuteRows(this.#history.tokens, parents)
+  }
+
+  /** Row i goes on as the former row parents[i]; there may be fewer rows afterwards. */
   reorder(parents: readonly number[]): void {
     if (!this.#history) return
     const { tokens, lengths, column } = this.#history

@@ -1,9 +1,10 @@
 import { withCallSite } from '../tensor/call-site.js'
-import { keep, scope } from '../tensor/scope.js'
+import { scope } from '../tensor/scope.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type Chosen, TokenChooser } from './choose.js'
 import type { ResolvedConfig } from './config.js'
 import { type DecoderInput, GroupDecoder } from './decoder.js'
+import { RepeatedStep } from './repeated-step.js'
 import { gatherRows } from './rows.js'
 import { LogitsRules } from './rules.js'
 import type { EndConditions, Sequence } from './sequence.js'
@@ -36,60 +37,53 @@ export async function* decodeTokens(
   const decoder = new GroupDecoder(input)
   const chooser = new TokenChooser(device, config, seeds)
   const prompts = sequences.map(({ request }) => request.inputIds)
-  let rules = null as LogitsRules | null
-  let chosen = null as Chosen | null
-  let next = null as Chosen | null
-  const choose = (step: number, logits: () => Tensor): Chosen =>
-    withCallSite('generate', () =>
-      own(
-        scope(() => {
-          const scores = logits()
-          rules ??= new LogitsRules(device, config, prompts, maxSteps, scores.shape[1]!)
-          rules.apply(scores, step)
-          const result = chooser.choose(scores)
-          rules.append(result.tokens)
-          return result
-        }),
-      ),
-    )
+  let chosen = chooser.room(sequences.length)
+  let rules: LogitsRules | null = null
+  let step = 0
+  const choose = (logits: Tensor) => {
+    rules!.apply(logits, step)
+    chooser.choose(chosen, logits)
+    rules!.append(chosen.tokens)
+  }
+  const repeated = new RepeatedStep(device, () => scope(() => choose(decoder.forward(chosen.tokens))))
   try {
     const perPrompt = await decoder.prefill(() => passed(input))
     const promptOf = sequences.map((_, row) => Math.floor(row / rowsPerPrompt))
-    const { first } = gatherRows({ first: perPrompt }, promptOf)
+    const { logits } = gatherRows({ logits: perPrompt }, promptOf)
     perPrompt.dispose()
-    chosen = choose(0, () => first)
-    first.dispose()
+    rules = new LogitsRules(device, config, prompts, maxSteps, logits.shape[1]!)
+    withCallSite('generate', () => choose(logits))
+    logits.dispose()
     let live = [...sequences]
-    for (let step = 1; ; step++) {
+    while (true) {
       const reading = read(chosen)
       // A failure of what is queued in between is the reading's failure too.
       reading.catch(() => {})
-      if (step < maxSteps) {
-        await decoder.ready()
-        const { tokens } = chosen
-        next = choose(step, () => decoder.forward(tokens))
+      const goesOn = ++step < maxSteps
+      if (goesOn) {
+        const grown = await decoder.nextStep()
+        if (grown || rules.changesAt(step)) repeated.changed()
+        withCallSite('generate', () => repeated.run())
       }
       const growths = grow(live, await reading, ends)
-      release(chosen)
-      chosen = next
-      next = null
       config.signal?.throwIfAborted()
       yield growths
       const going = live.flatMap((sequence, row) => (sequence.finishReason === null ? [row] : []))
-      if (going.length === 0 || !chosen) return
+      if (going.length === 0 || !goesOn) return
       if (live.length - going.length >= live.length * IDLE_SHARE) {
         live = going.map((row) => live[row]!)
+        repeated.changed()
         decoder.reorder(going)
         chooser.reorder(going)
-        rules!.reorder(going)
+        rules.reorder(going)
         const former = chosen
         chosen = rowsOf(former, going)
         release(former)
       }
     }
   } finally {
+    repeated.dispose()
     release(chosen)
-    release(next)
     rules?.dispose()
     chooser.dispose()
     decoder.dispose()
@@ -102,15 +96,9 @@ export async function passed({ device, signal }: DecoderInput): Promise<void> {
   signal?.throwIfAborted()
 }
 
-function own(chosen: Chosen): Chosen {
-  keep(chosen.tokens)
-  if (chosen.logProbs) keep(chosen.logProbs)
-  return chosen
-}
-
-function release(chosen: Chosen | null): void {
-  chosen?.tokens.dispose()
-  chosen?.logProbs?.dispose()
+function release({ tokens, logProbs }: Chosen): void {
+  tokens.dispose()
+  logProbs?.dispose()
 }
 
 function rowsOf({ tokens, logProbs }: Chosen, rows: readonly number[]): Chosen {
