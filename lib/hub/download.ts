@@ -1,3 +1,5 @@
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
 import { copyFile, mkdir, open, rename, rm, stat, symlink } from 'node:fs/promises'
 import { dirname, join, relative } from 'node:path'
 import { invalidArgument, QuantuneError } from '../errors.js'
@@ -115,18 +117,35 @@ async function fetchFile(download: Download, file: string): Promise<void> {
   if (!/^[\w.-]+$/.test(etag) || !Number.isSafeInteger(length))
     throw networkError(url, new Error('the answer names no etag or size'))
   const blob = repository.blob(etag)
-  if (!(await isFile(blob))) await fetchBlob(download, { file, url, blob, length })
+  await oneAtATime(blob, async () => {
+    if (!(await isFile(blob))) await fetchBlob(download, { file, url, blob, length, etag })
+  })
   await linkSnapshot(link, blob)
+}
+
+const inProgress = new Map<string, Promise<void>>()
+
+/** Two calls that want the same file must not both append to it; the second finds what the first has left. */
+async function oneAtATime(key: string, work: () => Promise<void>): Promise<void> {
+  while (inProgress.has(key)) await inProgress.get(key)!.catch(() => {})
+  const running = work()
+  inProgress.set(key, running)
+  try {
+    await running
+  } finally {
+    inProgress.delete(key)
+  }
 }
 
 interface Blob {
   file: string
+  etag: string
   url: string
   blob: string
   length: number
 }
 
-async function fetchBlob({ connection, onProgress, id }: Download, { file, url, blob, length }: Blob): Promise<void> {
+async function fetchBlob({ connection, onProgress, id }: Download, { file, url, blob, length, etag }: Blob): Promise<void> {
   const partial = `${blob}.incomplete`
   try {
     await mkdir(dirname(blob), { recursive: true })
@@ -149,10 +168,23 @@ async function fetchBlob({ connection, onProgress, id }: Download, { file, url, 
       if (size > length) await rm(partial)
       throw networkError(url, new Error(`${size} of ${length} bytes arrived; call again to go on`))
     }
+    if (isSha256(etag) && (await sha256Of(partial)) !== etag) {
+      await rm(partial)
+      throw corruptFile(partial, `what arrived from ${url} is not what the server promised; it was deleted, call again`)
+    }
     await rename(partial, blob)
   } catch (error) {
     throw ioError('cannot write', blob, error)
   }
+}
+
+/** Large files are named by their SHA-256, small ones by git's hash. */
+const isSha256 = (etag: string) => /^[0-9a-f]{64}$/.test(etag)
+
+async function sha256Of(path: string): Promise<string> {
+  const hash = createHash('sha256')
+  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk)
+  return hash.digest('hex')
 }
 
 /** Appends a response to the partial file; what has arrived stays there when the connection breaks or the call is aborted. */

@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { getSeed } from '../env.js'
+import { getSeed, log } from '../env.js'
 import { invalidArgument } from '../errors.js'
 import { readJsonObjectIfPresent } from '../formats/json.js'
 import type { LinearLayerInfo } from '../models/index.js'
@@ -94,7 +94,7 @@ export function toFloat32(weight: Tensor, purpose: 'weights' | 'other'): Tensor 
 }
 
 /** Bytes that merging an adapter will take, until it is unmerged. */
-export function mergeBytes(state: ModelState, adapter: ModelAdapter): number {
+function mergeBytes(state: ModelState, adapter: ModelAdapter): number {
   let bytes = 0
   for (const module of adapter.layers.keys()) {
     const { weight, inFeatures, outFeatures } = state.network.linearLayers.get(module)!
@@ -120,6 +120,10 @@ export async function mergeAdapter(state: ModelState, name: string): Promise<voi
     throw invalidArgument(
       `adapter "${name}" adapts the head, which shares its weight with the embedding; it can be merged on saving`,
     )
+  log(
+    'info',
+    () => `merging adapter "${name}" takes ${(mergeBytes(state, adapter) / 2 ** 20).toFixed(1)} MiB until it is unmerged`,
+  )
   const replaced = new Map<string, Tensor>()
   for (const [module, layer] of adapter.layers) {
     const info = state.network.linearLayers.get(module)!

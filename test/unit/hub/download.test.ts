@@ -1,4 +1,4 @@
-import { lstat, mkdtemp, readdir, readFile, readlink, rm, stat, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -100,6 +100,24 @@ t.test('a server without ranges sends all again', async (t) => {
   await t.rejects(downloadModel('org/tiny'), { code: 'ERR_IO' })
   await downloadModel('org/tiny')
   t.ok((await readFile(join(snapshot, 'model.safetensors'))).equals(weights))
+})
+
+t.test('two calls at once, and bytes that are not the promised ones', async (t) => {
+  const { hub, repository } = await setUp(t)
+  await Promise.all([downloadModel('org/tiny'), downloadModel('org/tiny')])
+  const gets = hub.requests.filter(({ method, url }) => method === 'GET' && url === '/model.safetensors')
+  t.equal(gets.length, 1)
+  const other = await mkdtemp(join(tmpdir(), 'quantune-hub-'))
+  t.teardown(() => rm(other, { recursive: true }))
+  const blobs = join(other, 'models--org--tiny', 'blobs')
+  await mkdir(blobs, { recursive: true })
+  const partial = join(blobs, `${etagOf(weights)}.incomplete`)
+  await writeFile(partial, Buffer.alloc(1000))
+  await t.rejects(downloadModel('org/tiny', { cacheDir: other }), { code: 'ERR_CORRUPT_FILE', message: /promised/ })
+  await t.rejects(stat(partial), 'it does not stay')
+  await downloadModel('org/tiny', { cacheDir: other })
+  t.ok((await readFile(join(blobs, etagOf(weights)))).equals(weights))
+  t.ok((await readdir(join(repository, 'blobs'))).every((name) => !name.endsWith('.incomplete')))
 })
 
 t.test('abort', async (t) => {

@@ -112,6 +112,29 @@ t.test('everything trainable', async (t) => {
   t.equal(deviation(await weight(random), await weight(same)), 0)
   t.ok(deviation(await weight(random), await weight(other)) > 0)
   t.same(same.trainableParameters(), [])
+  const fourBit = { ...options, trainable: true, quantization: 'nf4' } as const
+  await t.rejects(Model.fromPretrained(golden('models/llama'), fourBit), { code: 'ERR_INVALID_ARGUMENT', message: /nf4/ })
+  await t.rejects(Model.fromConfig(full.config, fourBit), { code: 'ERR_INVALID_ARGUMENT' })
+})
+
+t.test('bfloat16 activations', async (t) => {
+  await using half = await Model.fromPretrained(golden('models/llama'), { device: 'cpu', dtype: 'bfloat16' })
+  half.addAdapter({ r: 4, initLoraWeights: false })
+  await using full = await Model.fromPretrained(golden('models/llama'), options)
+  full.addAdapter({ r: 4, initLoraWeights: false })
+  const values: { loss: number; gradients: (Float32Array | null)[] }[] = []
+  for (const each of [half, full]) {
+    const { loss } = each.forward(batch)
+    loss!.backward()
+    values.push({ loss: await loss!.item(), gradients: await Promise.all(each.trainableParameters().map((p) => p.grad())) })
+    loss!.dispose()
+  }
+  t.ok(values[0]!.loss !== values[1]!.loss && Math.abs(values[0]!.loss - values[1]!.loss) < 0.02)
+  for (const [i, expected] of values[1]!.gradients.entries()) {
+    const largest = Math.max(...expected!.map(Math.abs))
+    const gap = Math.max(...expected!.map((g, k) => Math.abs(g - values[0]!.gradients[i]![k]!)))
+    t.ok(gap < 0.1 * largest, `gradient ${i}: ${gap} of ${largest}`)
+  }
 })
 
 t.test('memory estimate', async (t) => {
