@@ -17,7 +17,8 @@ export interface SavePretrainedOptions {
   mergeAdapter?: string | boolean
   /**
    * What a quantized weight becomes: 'original' reads it again from the 16- or 32-bit files that the model was loaded from (default
-   * where there are such); 'dequantized' is exactly what was trained and evaluated. Four bits are never written.
+   * where there are such): the better model in most cases, as only the adapter's update is new. 'dequantized' is exactly what was
+   * trained and evaluated: take it where the outputs must be the same. Four bits are never written.
    */
   base?: 'original' | 'dequantized'
   /** Default: each weight in its file's type. */
