@@ -1,7 +1,9 @@
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { Batch } from '../../../lib/data/batch.js'
 import { type Generation, type GenerationConfig, Generator } from '../../../lib/generation/index.js'
 import { Model } from '../../../lib/model/model.js'
+import { AdamW } from '../../../lib/training/optimizer.js'
 import { GOLDENS } from '../../support/network.js'
 
 const model = await Model.fromPretrained(join(GOLDENS, 'models', 'stories260k'), { device: 'cpu', dtype: 'float32' })
@@ -195,6 +197,52 @@ t.test('calls overlap, each with the adapter that was chosen when it was called'
   )
   t.equal((await model.withAdapter(null).generate(PROMPTS[0]!, options)).text, base.text)
   model.setAdapter(null)
+})
+
+t.test('generation runs beside a training on the same model', async (t) => {
+  const inputIds = model.tokenizer.encode('The big dog ran to the park and saw a red ball.')
+  const batch = Batch.pack([{ inputIds, labels: inputIds }])
+  const train = async (name: string, beside: () => Promise<unknown>) => {
+    model.addAdapter({ type: 'lora', r: 4, loraAlpha: 8, targetModules: 'all-linear', seed: 5 }, name)
+    const optimizer = new AdamW(model.trainableParameters(name), { learningRate: 1e-2 })
+    const running = beside()
+    const losses: number[] = []
+    for (let step = 0; step < 8; step++) {
+      const { loss } = model.forward(batch, { adapter: name })
+      loss!.backward()
+      await optimizer.step()
+      optimizer.zeroGrad()
+      losses.push(await loss!.item())
+      loss!.dispose()
+    }
+    await running
+    optimizer.dispose()
+    return losses
+  }
+  const options = { adapter: null, maxNewTokens: 60, eosTokenId: [] }
+  const expected = (await generator.generate(PROMPTS, options)).map(({ text }) => text)
+  const alone = await train('alone', async () => {})
+  let texts: string[] = []
+  const together = await train('together', async () => {
+    texts = (await generator.generate(PROMPTS, options)).map(({ text }) => text)
+  })
+  t.same(together, alone, 'the training does not notice')
+  t.ok(alone.at(-1)! < alone[0]!)
+  t.same(texts, expected, 'nor does the generation')
+})
+
+t.test('added tokens are read and never generated', async (t) => {
+  const other = await Model.fromPretrained(join(GOLDENS, 'models', 'stories260k'), { device: 'cpu', dtype: 'float32' })
+  const [id] = other.addTokens(['<blah>'], { trainable: true, predictable: false })
+  const { tokenIds } = await other.generate('Once<blah><blah> upon', {
+    maxNewTokens: 10,
+    repetitionPenalty: 1.2,
+    noRepeatNgramSize: 2,
+  })
+  t.equal(id, 512)
+  t.ok(tokenIds.length === 10 && tokenIds.every((token) => token < 512))
+  await t.rejects(other.generate({ inputIds: [1, 513] }), { code: 'ERR_INVALID_ARGUMENT' })
+  await other.dispose()
 })
 
 t.test('a disposed generator or model is refused', async (t) => {
