@@ -53,7 +53,8 @@ const isFunction = z.custom<(progress: Progress) => void>((value) => typeof valu
 const common = {
   device: z
     .string()
-    .regex(/^(auto|cpu|cuda(:\d+)?|late)$/, "expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    // cpu-late: the CPU, completing late; for tests.
+    .regex(/^(auto|cpu|cpu-late|cuda(:\d+)?)$/, "expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     .default('auto'),
   dtype: z.enum(['auto', 'float32', 'bfloat16']).default('auto'),
   quantization: z.custom<Quantization>().optional(), // checked by parseQuantization

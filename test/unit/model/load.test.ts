@@ -1,7 +1,7 @@
 import t from 'tap'
 import { Batch } from '../../../lib/data/batch.js'
 import { Model } from '../../../lib/model/model.js'
-import { deviation, golden, readGolden } from './goldens.js'
+import { deviation, golden, logitsOf, readGolden } from './goldens.js'
 
 for (const name of ['llama', 'llama_tied', 'gpt2', 'qwen2', 'llama_bnb_nf4', 'llama_bnb_fp4']) {
   t.test(`${name}: logits and loss`, async (t) => {
@@ -29,3 +29,18 @@ function run(model: Model, batch: Batch) {
   const logits = result.logits()
   return { result, loss: result.loss!.item(), logits: logits.data() as Promise<Float32Array> }
 }
+
+t.test('a device that completes late gives the same bits', async (t) => {
+  process.env.QUANTUNE_TEST_DEVICES = '1'
+  const results: Float32Array[] = []
+  for (const device of ['cpu', 'cpu-late'] as 'cpu'[]) {
+    await using model = await Model.fromPretrained(golden('models/llama'), { device, dtype: 'float32', quantization: 'nf4' })
+    await model.loadAdapter(golden('train/lora_llama_all_linear/adapter_final'))
+    const beside = await logitsOf(model, [[1, 2, 3]])
+    await model.mergeAdapter('default')
+    const merged = await logitsOf(model, [[1, 2, 3]])
+    await model.unmergeAdapter('default')
+    results.push(Float32Array.from([...beside, ...merged, ...(await logitsOf(model, [[1, 2, 3]], null))]))
+  }
+  t.equal(deviation(results[1]!, results[0]!), 0)
+})
