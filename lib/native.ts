@@ -60,7 +60,7 @@ export function refuseIfStale(addon: NativeAddon, root: string): void {
 }
 
 /**
- * The addon: the prebuilt one for this platform, or the one that node-gyp built.
+ * The addon: the prebuilt one for this platform, or the one that node-gyp built; `QUANTUNE_BINARY` names another one.
  * @throws QuantuneError ERR_NO_BINARY with what went wrong and what to do about it
  */
 export function loadNative(): NativeAddon {
@@ -71,7 +71,7 @@ export function loadNative(): NativeAddon {
   let path: string
   try {
     const build = require('node-gyp-build') as ((folder: string) => NativeAddon) & { resolve(folder: string): string }
-    path = build.resolve(root)
+    path = process.env.QUANTUNE_BINARY ?? build.resolve(root)
     addon = require(path) as NativeAddon
   } catch (error) {
     throw noBinary('The native addon of quantune could not be loaded.', error, root)

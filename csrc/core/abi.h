@@ -10,11 +10,23 @@ extern "C" {
 #define QT_MAX_DIMS 4
 
 typedef enum qt_dtype {
-  QT_FLOAT32 = 0, QT_BFLOAT16 = 1, QT_FLOAT16 = 2, QT_INT32 = 3, QT_INT8 = 4, QT_UINT8 = 5, QT_NF4 = 6, QT_FP4 = 7,
+  QT_FLOAT32 = 0,
+  QT_BFLOAT16 = 1,
+  QT_FLOAT16 = 2,
+  QT_INT32 = 3,
+  QT_INT8 = 4,
+  QT_UINT8 = 5,
+  QT_NF4 = 6,
+  QT_FP4 = 7,
 } qt_dtype;
 
 typedef enum qt_status {
-  QT_OK = 0, QT_INVALID_ARGUMENT = 1, QT_OUT_OF_MEMORY = 2, QT_DEVICE_ERROR = 3, QT_UNSUPPORTED = 4, QT_INTERNAL = 5,
+  QT_OK = 0,
+  QT_INVALID_ARGUMENT = 1,
+  QT_OUT_OF_MEMORY = 2,
+  QT_DEVICE_ERROR = 3,
+  QT_UNSUPPORTED = 4,
+  QT_INTERNAL = 5,
 } qt_status;
 
 // Where the parts of a 4-bit weight lie inside its buffer (bytes from `data`); computed by the core (quant_layout.h).
@@ -46,7 +58,9 @@ typedef struct qt_tensor_list {
 } qt_tensor_list;
 
 // Argument structs: every field is one 8-byte slot, in the order of ops.def.
-#define OP(name) typedef struct qt_##name##_args qt_##name##_args; struct qt_##name##_args {
+#define OP(name)                                    \
+  typedef struct qt_##name##_args qt_##name##_args; \
+  struct qt_##name##_args {
 #define QT_TENSOR_FIELD(field) const qt_tensor* field;
 #define QT_LIST_FIELD(field) const qt_tensor_list* field;
 #define OUT QT_TENSOR_FIELD
@@ -60,7 +74,9 @@ typedef struct qt_tensor_list {
 #define IN_LIST QT_LIST_FIELD
 #define F64(field) double field;
 #define I64(field) int64_t field;
+// clang-format off
 #define END };
+// clang-format on
 #include "ops.def"
 #include "ops_undef.h"
 
@@ -116,9 +132,7 @@ typedef struct qt_backend {
   int64_t (*attention_plan_size)(int64_t queries, int64_t keys);  // int32 elements
 
 #define OP(name) qt_status (*name)(qt_stream*, const struct qt_##name##_args*);
-#include "ops_no_fields.h"
-#include "ops.def"
-#include "ops_undef.h"
+#include "each_op.h"
 } qt_backend;
 
 #ifdef __cplusplus

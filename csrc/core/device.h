@@ -93,7 +93,7 @@ class Device {
   // ---- execute.cpp: operations and programs ----
   void operation(int op, const int32_t* record, int32_t words);
   bool decode(Call* call, const int32_t* record, int32_t words, std::string* problem);
-  void execute(const Call& call);
+  void execute(Call& call);
   void poison_outputs(const Call& call, const FailurePtr& failure, bool skipped);
   void record_begin(int32_t program);
   void record_end(int32_t program);

@@ -1,5 +1,5 @@
-// Expands OP(name), which the includer defines, for each operation of ops.def, in order.
-// clang-format off: the order of the includes is the point
+// Expands OP(name), which the includer defines, for each operation of ops.def, in order. The order of the includes matters.
+// clang-format off
 #include "ops_no_fields.h"
 #include "ops.def"
 #include "ops_undef.h"

@@ -28,6 +28,7 @@ void take_operand(Call* call, const Slot* slot, OperandKind kind) {
 bool Device::decode(Call* call, const int32_t* record, int32_t words, std::string* problem) {
   const OpInfo& info = op_table[call->op];
   call->site = site_;
+  call->checked = false;
   call->slots.assign(static_cast<size_t>(info.operands), 0);
   call->operands.clear();
   call->tensors.clear();
@@ -120,7 +121,7 @@ FailurePtr Device::device_lost() {
   return lost_;
 }
 
-void Device::execute(const Call& call) {
+void Device::execute(Call& call) {
   const OpInfo& info = op_table[call.op];
   if (lost_) return poison_outputs(call, lost_, false);
   for (const Operand& operand : call.operands) {
@@ -129,7 +130,8 @@ void Device::execute(const Call& call) {
   }
   message_.clear();
   qt_status status = QT_INVALID_ARGUMENT;
-  if (check_op(call.op, call.slots.data(), &message_)) {
+  if (!call.checked) call.checked = check_op(call.op, call.slots.data(), &message_);
+  if (call.checked) {
     status = op_function(backend_, call.op)(stream_, call.slots.data());
     if (backend_->operation_done) backend_->operation_done(stream_);
   }

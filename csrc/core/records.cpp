@@ -1,5 +1,6 @@
 // The queue's records that are not operations: tensors come, go, and are copied.
 #include <cstring>
+#include <new>
 
 #include "device.h"
 #include "dtype.h"
@@ -256,7 +257,12 @@ void Device::write(int32_t handle, int32_t id) {
     return;
   }
   if (staged.dtype != tensor.dtype) {
-    std::unique_ptr<uint8_t[]> converted(new uint8_t[static_cast<size_t>(tensor.elements * dtype_bytes(tensor.dtype))]);
+    std::unique_ptr<uint8_t[]> converted(new (std::nothrow)
+                                             uint8_t[static_cast<size_t>(tensor.elements * dtype_bytes(tensor.dtype))]);
+    if (!converted) {
+      slot->storage->poison = failure(QT_OUT_OF_MEMORY, "not enough memory to convert the data written");
+      return;
+    }
     if (!convert_elements(converted.get(), tensor.dtype, staged.data.get(), staged.dtype, tensor.elements)) {
       slot->storage->poison = failure(
           QT_INVALID_ARGUMENT, std::string("cannot write ") + dtype_name(staged.dtype) + " into " + dtype_name(tensor.dtype));
@@ -313,7 +319,11 @@ void Device::read(int32_t handle, int32_t request) {
   transfer->raw_dtype = tensor.dtype;
   transfer->elements = tensor.elements;
   transfer->site = site_;
-  if (converts) transfer->raw.reset(new uint8_t[static_cast<size_t>(bytes)]);
+  if (converts) transfer->raw.reset(new (std::nothrow) uint8_t[static_cast<size_t>(bytes)]);
+  if (converts && !transfer->raw) {
+    delete transfer;
+    return complete(request, failure(QT_OUT_OF_MEMORY, "not enough memory to convert the data read"));
+  }
   void* to = converts ? transfer->raw.get() : read.destination;
   qt_status status = backend_->download(stream_, to, tensor.data, bytes, Transfer::done, transfer);
   if (status != QT_OK) transfer->finish(status);

@@ -39,6 +39,7 @@ struct Operand {
 struct Call {
   int op = 0;
   int32_t site = 0;
+  bool checked = false;  // its shapes do not change: once is enough
   std::vector<uint64_t> slots;
   std::vector<Operand> operands;
   std::vector<qt_tensor> tensors;

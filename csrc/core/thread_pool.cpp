@@ -58,10 +58,10 @@ void ThreadPool::stop() {
 void ThreadPool::resize_if_asked() {
   int asked = shared().asked.load(std::memory_order_relaxed);
   if (asked <= 0 || asked == workers_) return;
-  if (!busy_.try_lock()) return;
+  if (!size_.try_lock()) return;
   stop();
   start(asked);
-  busy_.unlock();
+  size_.unlock();
 }
 
 void ThreadPool::run(int64_t tasks, Task body, const void* context) {

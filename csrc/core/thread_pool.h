@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <thread>
 #include <vector>
 
@@ -24,10 +25,13 @@ class ThreadPool {
   explicit ThreadPool(int threads);
   ~ThreadPool();
 
-  // An upper bound of the worker indices that a job sees; constant while an operation runs.
+  // While held, the number of workers stays what it is; an operation sizes its scratch memory by it.
+  void hold() { size_.lock_shared(); }
+  void let_go() { size_.unlock_shared(); }
+  // Worker indices that a job sees are below it.
   int workers() const { return workers_; }
   void run(int64_t tasks, Task body, const void* context);
-  // Called by the owner between operations: follows set_threads when the pool is idle.
+  // Called between operations: follows set_threads unless another stream holds the pool.
   void resize_if_asked();
 
  private:
@@ -38,6 +42,7 @@ class ThreadPool {
   void work(uint32_t number, int worker);
 
   std::mutex busy_;
+  std::shared_mutex size_;
   int workers_ = 1;
   std::vector<std::thread> helpers_;
 

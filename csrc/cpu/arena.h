@@ -3,10 +3,12 @@
 
 #include "stream.h"
 
+// What an operation holds until it returns: scratch memory, and the size of the thread pool.
 struct qt_stream::ScratchArena {
  public:
   ~ScratchArena();
   void* take(int64_t bytes);
+  void hold(quantune::ThreadPool* pool);
   void reset();
 
  private:
@@ -18,4 +20,5 @@ struct qt_stream::ScratchArena {
   uint8_t* block_ = nullptr;
   int64_t size_ = 0, used_ = 0, extra_bytes_ = 0;
   std::vector<Extra> extras_;
+  quantune::ThreadPool* held_ = nullptr;
 };

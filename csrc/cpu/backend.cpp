@@ -1,4 +1,8 @@
 // The CPU as a backend: completes everything before it returns.
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -117,11 +121,28 @@ const qt_backend* table_of(const char* name) {
 }
 
 #if defined(QT_WITH_X64_VARIANTS)
+#if defined(_MSC_VER) && !defined(__clang__)
+// Leaf 7's EBX, when the system saves the registers that `mask` of XCR0 names.
+int extended_features(unsigned long long mask) {
+  int leaf[4];
+  __cpuid(leaf, 1);
+  bool fma = leaf[2] >> 12 & 1, saves = leaf[2] >> 27 & 1;
+  if (!fma || !saves || (_xgetbv(0) & mask) != mask) return 0;
+  __cpuidex(leaf, 7, 0);
+  return leaf[1];
+}
+bool has_avx2() { return extended_features(0x6) >> 5 & 1; }
+bool has_avx512() {
+  unsigned needed = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  return (static_cast<unsigned>(extended_features(0xe6)) & needed) == needed;
+}
+#else
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#endif
 #endif
 
 }  // namespace

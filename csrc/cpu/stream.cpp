@@ -6,10 +6,15 @@
 #include "arena.h"
 
 void qt_stream::run_tasks(int64_t tasks, void (*body)(const void*, int64_t, int), const void* context) {
+  arena->hold(pool);
   pool->run(tasks, body, context);
 }
 
-int qt_stream::workers() const { return pool->workers(); }
+int qt_stream::workers() const {
+  arena->hold(pool);
+  return pool->workers();
+}
+
 bool qt_stream::stopping() const { return *static_cast<const volatile int32_t*>(host->stop) != 0; }
 void* qt_stream::scratch(int64_t bytes) { return arena->take(bytes); }
 void qt_stream::reset_scratch() { arena->reset(); }
@@ -29,7 +34,15 @@ void* qt_stream::ScratchArena::take(int64_t bytes) {
   return extra;
 }
 
+void qt_stream::ScratchArena::hold(quantune::ThreadPool* pool) {
+  if (held_) return;
+  held_ = pool;
+  pool->hold();
+}
+
 void qt_stream::ScratchArena::reset() {
+  if (held_) held_->let_go();
+  held_ = nullptr;
   if (!extras_.empty()) {
     for (const Extra& extra : extras_) quantune::os::release(extra.data, extra.bytes);
     int64_t wanted = used_ + extra_bytes_;

@@ -2,6 +2,7 @@
 #include "device_binding.h"
 
 #include <cstring>
+#include <new>
 
 #include "../core/backends.h"
 #include "../core/device.h"
@@ -111,7 +112,8 @@ void wake(const Napi::CallbackInfo& info) { binding_of(info).device().wake(); }
 void stage(const Napi::CallbackInfo& info) {
   Bytes bytes = bytes_at(info, 1);
   Staged staged;
-  staged.data.reset(new uint8_t[bytes.length]);
+  staged.data.reset(new (std::nothrow) uint8_t[bytes.length]);
+  if (!staged.data) throw Napi::Error::New(info.Env(), "not enough memory to copy the data");
   staged.bytes = static_cast<int64_t>(bytes.length);
   staged.dtype = int_at(info, 2);
   if (bytes.length) std::memcpy(staged.data.get(), bytes.data, bytes.length);
