@@ -1,7 +1,7 @@
 // Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): random numbers as a function of a key and
 // a counter, so that an element's number depends on nothing but its place.
 #pragma once
-#include <cstdint>
+#include "simd/vec.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
@@ -9,35 +9,42 @@ struct PhiloxKey {
   uint32_t low, high;
 };
 
-// Numbers for `lanes` counters (first + lane, b, c, d), four each, side by side so that the compiler vectorizes the rounds.
-template <int lanes>
+// The four numbers of each counter (first + lane, b, c, d).
 struct PhiloxBlock {
-  uint32_t word[4][lanes];
+  Words word[4];
 
-  PhiloxBlock(PhiloxKey key, uint32_t first, uint32_t b, uint32_t c, uint32_t d) {
-    for (int i = 0; i < lanes; i++) {
-      word[0][i] = first + static_cast<uint32_t>(i);
-      word[1][i] = b;
-      word[2][i] = c;
-      word[3][i] = d;
-    }
+  PhiloxBlock(PhiloxKey key, uint32_t first, uint32_t b, uint32_t c, uint32_t d)
+      : word{Words::count_from(first), Words::broadcast(b), Words::broadcast(c), Words::broadcast(d)} {
+    const Words first_factor = Words::broadcast(0xD2511F53u), second_factor = Words::broadcast(0xCD9E8D57u);
     for (int round = 0; round < 10; round++) {
-      for (int i = 0; i < lanes; i++) {
-        uint64_t p = static_cast<uint64_t>(word[0][i]) * 0xD2511F53u, q = static_cast<uint64_t>(word[2][i]) * 0xCD9E8D57u;
-        uint32_t x = static_cast<uint32_t>(q >> 32) ^ word[1][i] ^ key.low;
-        uint32_t z = static_cast<uint32_t>(p >> 32) ^ word[3][i] ^ key.high;
-        word[1][i] = static_cast<uint32_t>(q);
-        word[3][i] = static_cast<uint32_t>(p);
-        word[0][i] = x;
-        word[2][i] = z;
-      }
+      Words p_low, p_high, q_low, q_high;
+      multiply_wide(word[0], first_factor, &p_low, &p_high);
+      multiply_wide(word[2], second_factor, &q_low, &q_high);
+      word[0] = q_high ^ word[1] ^ Words::broadcast(key.low);
+      word[2] = p_high ^ word[3] ^ Words::broadcast(key.high);
+      word[1] = q_low;
+      word[3] = p_low;
       key.low += 0x9E3779B9u;
       key.high += 0xBB67AE85u;
     }
   }
 };
 
-// [0, 1) with 24 bits.
-inline float unit_interval(uint32_t bits) { return static_cast<float>(bits >> 8) * 5.9604644775390625e-8f; }
+// The same for one counter.
+struct PhiloxNumbers {
+  uint32_t word[4];
+
+  PhiloxNumbers(PhiloxKey key, uint32_t a, uint32_t b, uint32_t c, uint32_t d) : word{a, b, c, d} {
+    for (int round = 0; round < 10; round++) {
+      const uint64_t p = static_cast<uint64_t>(word[0]) * 0xD2511F53u, q = static_cast<uint64_t>(word[2]) * 0xCD9E8D57u;
+      word[0] = static_cast<uint32_t>(q >> 32) ^ word[1] ^ key.low;
+      word[2] = static_cast<uint32_t>(p >> 32) ^ word[3] ^ key.high;
+      word[1] = static_cast<uint32_t>(q);
+      word[3] = static_cast<uint32_t>(p);
+      key.low += 0x9E3779B9u;
+      key.high += 0xBB67AE85u;
+    }
+  }
+};
 
 }  // namespace quantune::cpu::QT_CPU_VARIANT

@@ -281,9 +281,9 @@ qt_status sample(qt_stream* stream, const qt_sample_args* args) {
   stream->parallel_for(rows, [&](int64_t row) {
     const float* logits = data_of<const float>(args->logits) + row * width;
     const float highest = row_max(logits, width);
-    PhiloxBlock<1> block({rng[2 * row], 0}, rng[2 * row + 1], 0x73616d70u, 0, 0);  // "samp": apart from all other draws
+    const PhiloxNumbers numbers({rng[2 * row], 0}, rng[2 * row + 1], 0x73616d70u, 0, 0);  // "samp": apart from all other draws
     const double uniform =
-        (static_cast<double>(block.word[0][0] >> 5) * 67108864.0 + (block.word[1][0] >> 6)) / 9007199254740992.0;
+        (static_cast<double>(numbers.word[0] >> 5) * 67108864.0 + (numbers.word[1] >> 6)) / 9007199254740992.0;
     int64_t token = filtered ? draw_from_best(logits, width, warpers, uniform, static_cast<Candidate*>(scratch) + row * width)
                              : draw_from_all(logits, width, warpers.temperature, highest, uniform,
                                              static_cast<float*>(scratch) + row * width);

@@ -80,4 +80,25 @@ inline float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+// Eight unsigned 32-bit integers.
+struct Words {
+  __m256i v;
+
+  static Words broadcast(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
+  static Words count_from(uint32_t x) {
+    return {_mm256_add_epi32(broadcast(x).v, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
+  }
+};
+inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
+// The low and high halves of a * b; the lanes of b are all the same.
+inline void multiply_wide(Words a, Words b, Words* low, Words* high) {
+  __m256i even = _mm256_mul_epu32(a.v, b.v), odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), b.v);
+  *low = {_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa)};
+  *high = {_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa)};
+}
+// [0, 1) from the highest 24 bits.
+inline Vec unit_interval(Words a) {
+  return {_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(a.v, 8)), _mm256_set1_ps(5.9604644775390625e-8f))};
+}
+
 }  // namespace quantune::cpu::QT_CPU_VARIANT

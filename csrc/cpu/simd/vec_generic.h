@@ -54,4 +54,27 @@ inline float reduce_max(Vec a) {
   return m;
 }
 
+// Eight unsigned 32-bit integers.
+struct Words {
+  uint32_t v[Vec::width];
+
+  static Words broadcast(uint32_t x) { Words r; for (int i = 0; i < Vec::width; i++) r.v[i] = x; return r; }
+  static Words count_from(uint32_t x) { Words r; for (int i = 0; i < Vec::width; i++) r.v[i] = x + static_cast<uint32_t>(i); return r; }
+};
+inline Words operator^(Words a, Words b) { for (int i = 0; i < Vec::width; i++) a.v[i] ^= b.v[i]; return a; }
+// The low and high halves of a * b.
+inline void multiply_wide(Words a, Words b, Words* low, Words* high) {
+  for (int i = 0; i < Vec::width; i++) {
+    uint64_t product = static_cast<uint64_t>(a.v[i]) * b.v[i];
+    low->v[i] = static_cast<uint32_t>(product);
+    high->v[i] = static_cast<uint32_t>(product >> 32);
+  }
+}
+// [0, 1) from the highest 24 bits.
+inline Vec unit_interval(Words a) {
+  Vec r;
+  for (int i = 0; i < Vec::width; i++) r.v[i] = static_cast<float>(static_cast<int32_t>(a.v[i] >> 8)) * 5.9604644775390625e-8f;
+  return r;
+}
+
 }  // namespace quantune::cpu::QT_CPU_VARIANT
