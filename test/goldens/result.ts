@@ -5,16 +5,19 @@ export interface Figure {
   tolerance: number
 }
 
-export type CaseResult =
-  | { name: string; figures: Figure[] }
-  | { name: string; missing: string }
-  | { name: string; error: unknown }
+export interface Outcome {
+  figures: Figure[]
+  /** What a reader of the figures must know. */
+  note?: string
+}
+
+export type CaseResult = ({ name: string } & Outcome) | { name: string; missing: string } | { name: string; error: unknown }
 
 export interface GoldenCase {
   name: string
   /** Why it cannot be run yet; then there is no `run`. */
   missing?: string
-  run?: () => Promise<Figure[]>
+  run?: () => Promise<Figure[] | Outcome>
 }
 
 /** Largest deviation, absolute or relative, whichever is smaller. */
@@ -62,5 +65,9 @@ export class Figures {
 }
 
 export function passed(result: CaseResult): boolean {
-  return 'figures' in result && result.figures.length > 0 && result.figures.every((f) => f.deviation <= f.tolerance)
+  return 'figures' in result && agree(result.figures)
+}
+
+export function agree(figures: readonly Figure[]): boolean {
+  return figures.length > 0 && figures.every(({ deviation, tolerance }) => deviation <= tolerance)
 }

@@ -14,7 +14,8 @@ export function goldenCases(folder: string): GoldenCase[] {
 export async function runCase({ name, missing, run }: GoldenCase): Promise<CaseResult> {
   if (!run) return { name, missing: missing ?? 'not implemented' }
   try {
-    return { name, figures: await run() }
+    const outcome = await run()
+    return Array.isArray(outcome) ? { name, figures: outcome } : { name, ...outcome }
   } catch (error) {
     return { name, error }
   }
@@ -30,5 +31,6 @@ export function describe(result: CaseResult): string {
     const value = Number.isInteger(deviation) ? String(deviation) : deviation.toExponential(1)
     return `${what} ${value}${deviation <= tolerance ? '' : ` (at most ${tolerance.toExponential(0)})`}`
   })
-  return `${passed(result) ? 'ok       ' : 'FAILED   '}${name} ${figures.join(', ')}`
+  const note = result.note ? `; ${result.note}` : ''
+  return `${passed(result) ? 'ok       ' : 'FAILED   '}${name} ${figures.join(', ')}${note}`
 }
