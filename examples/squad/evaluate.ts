@@ -1,6 +1,6 @@
 // Answers OUTPUT/dataset/test.jsonl and appends a row per question to OUTPUT/NAME.csv; an interrupted evaluation goes on where it was.
 import { existsSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
+import { mkdir, rename, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
   type ChatMessage,
@@ -32,6 +32,7 @@ const reasoning = reasoningTokens(await readSettings(config.output))
 
 await mkdir(config.output, { recursive: true })
 const path = join(config.output, `${name}.csv`)
+if (!bare) await putAsideOlder(path, join(adapter, 'adapter_model.safetensors'))
 const writer = await EvaluationWriter.open(path)
 const done = new Set(writer.done.map(({ id }) => id))
 const all = await (await Dataset.fromJsonl<Example>(datasetFile(config.output, 'test'))).toArray()
@@ -63,6 +64,14 @@ if (pending.length > 0) {
 await writer.close()
 console.log(renderTable([[name, summarize(rows)]]))
 console.log(path)
+
+/** Answers of an adapter that has been trained anew since are not continued. */
+async function putAsideOlder(csv: string, adapterFile: string): Promise<void> {
+  if (!existsSync(csv) || (await stat(csv)).mtimeMs >= (await stat(adapterFile)).mtimeMs) return
+  const previous = csv.replace(/csv$/, 'previous.csv')
+  await rename(csv, previous)
+  console.log(`the adapter is newer than ${csv}: answering anew, the former answers are in ${previous}`)
+}
 
 /** Goes through the chats turn by turn, all of them together; the model's earlier answers stand in the later prompts. */
 async function answer(generator: Generator, examples: readonly Example[]) {

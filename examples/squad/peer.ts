@@ -4,7 +4,7 @@
 //   peer generation FOLDER --model DIR            greedy and beam outputs of the untouched model, token for token
 //   peer training FOLDER --model DIR              the first 20 steps from the same adapter on the same tokens: loss per step
 //   peer run FOLDER --model DIR --data DIR        the whole run again, then the exact match on all questions of dev.json
-import { mkdir } from 'node:fs/promises'
+import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { AdamW, Batch, EvaluationWriter, Generator, Model, NO_ANSWER, squadMetrics, summarize } from '../../lib/index.js'
 import { configure } from './config.js'
@@ -128,7 +128,8 @@ async function run(folder: string): Promise<boolean> {
     const { worst } = await repeat(model, folder, Number(flags.steps ?? Number.POSITIVE_INFINITY), false)
     console.log(`largest deviation of a step's loss: ${worst.toExponential(2)} relative`)
     await model.saveAdapter(join(out, 'adapter'), 'peer')
-    console.log(`adapter: ${join(out, 'adapter')}`)
+    await rm(join(out, 'answers.csv'), { force: true })
+    console.log(`adapter: ${join(out, 'adapter')} (if answering is interrupted, go on with --adapter)`)
   }
   const rows = await answerAll(model, join(out, 'answers.csv'))
   const theirs = await readPeerAnswers(folder, rows)

@@ -7,7 +7,9 @@ import { renderTable } from './table.js'
 
 const { config, positionals } = configure('summarize [flags] [FILE.csv …]')
 const inOutput = async () =>
-  (await readdir(config.output)).filter((name) => name.endsWith('.csv')).map((name) => join(config.output, name))
+  (await readdir(config.output))
+    .filter((name) => name.endsWith('.csv') && !name.endsWith('.previous.csv'))
+    .map((name) => join(config.output, name))
 const files = positionals.length > 0 ? positionals : await inOutput()
 if (files.length === 0) throw new Error(`There is no CSV file in ${config.output}: evaluate first`)
 const evaluations = await Promise.all(files.map(async (file) => [basename(file, '.csv'), await readEvaluation(file)] as const))
