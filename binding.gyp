@@ -16,11 +16,7 @@
       'VCCLCompilerTool': { 'AdditionalOptions': ['/std:c++17', '/Zc:__cplusplus'], 'WarningLevel': 3 },
     },
     'configurations': {
-      # QUANTUNE_SANITIZE=address,undefined node-gyp build --debug: for the op tests in continuous integration.
-      'Debug': {
-        'cflags': ['-O1', '-g', '<!@(node -p "process.env.QUANTUNE_SANITIZE ? \'-fno-omit-frame-pointer -fsanitize=\' + process.env.QUANTUNE_SANITIZE : \'\'")'],
-        'ldflags': ['<!@(node -p "process.env.QUANTUNE_SANITIZE ? \'-fsanitize=\' + process.env.QUANTUNE_SANITIZE : \'\'")'],
-      },
+      'Debug': { 'cflags': ['-O1', '-g'] },
       'Release': {},
     },
   },

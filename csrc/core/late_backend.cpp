@@ -131,7 +131,7 @@ qt_status copy(qt_stream* stream, void* to, const void* from, int64_t bytes, qt_
   LateStream* self = late(stream);
   self->submit([=] {
     if (!self->closing) std::this_thread::sleep_for(kDelay);
-    std::memcpy(to, from, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
     done(context, static_cast<qt_status>(self->failed.load()));
   });
   return QT_OK;

@@ -76,7 +76,7 @@ qt_memory_info memory_info(qt_stream*) { return {os::free_memory(), os::total_me
 
 qt_status copy(qt_stream* stream, void* to, const void* from, int64_t bytes, qt_done done, void* context) {
   stream->pool->resize_if_asked();
-  std::memcpy(to, from, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
   done(context, QT_OK);
   return QT_OK;
 }

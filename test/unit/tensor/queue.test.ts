@@ -124,6 +124,21 @@ for (const name of ['cpu', 'cpu-late']) {
   })
 }
 
+t.test('what is kept for later stays near the most there has been', async (t) => {
+  const device = await Device.open('cpu')
+  await device.settled()
+  device.resetPeak()
+  const megabyte = 2 ** 18
+  for (const megabytes of [20, 30, 45, 70, 31, 22, 9]) {
+    scope(() => {
+      for (let left = 140; left >= megabytes; left -= megabytes) Tensor.empty(device, [megabytes, megabyte])
+    })
+    await device.settled()
+    const { current, peak, cached } = device.memoryUsage()
+    t.ok(current.total + cached <= peak.total * 1.13 + 32 * 2 ** 20, `${cached / 2 ** 20} MiB wait after ${megabytes}`)
+  }
+})
+
 t.test('aliasing that an operation does not allow', async (t) => {
   const { ops } = await Device.open('cpu')
   const x = Tensor.from(await Device.open('cpu'), [1, 2, 3, 4], [2, 2])
