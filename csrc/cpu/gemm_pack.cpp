@@ -1,7 +1,5 @@
 #include "gemm_pack.h"
 
-#include "gemm_transpose.h"
-
 namespace quantune::cpu::QT_CPU_VARIANT {
 
 namespace {

@@ -4,7 +4,6 @@
 
 #include "gemm.h"
 #include "gemm_pack.h"
-#include "gemm_transpose.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 

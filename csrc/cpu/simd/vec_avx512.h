@@ -70,6 +70,31 @@ inline float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+// rows[i] lane j becomes rows[j] lane i.
+inline void transpose(Vec (&rows)[Vec::width]) {
+  __m512 t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  auto low = [](__m512 a, __m512 b) { return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); };
+  auto high = [](__m512 a, __m512 b) { return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); };
+  for (int i = 0; i < 16; i += 4) {  // then lane group l of u[i + c] is column 4 l + c of rows i to i + 3
+    u[i] = low(t[i], t[i + 2]);
+    u[i + 1] = high(t[i], t[i + 2]);
+    u[i + 2] = low(t[i + 1], t[i + 3]);
+    u[i + 3] = high(t[i + 1], t[i + 3]);
+  }
+  for (int c = 0; c < 4; c++) {
+    __m512 even0 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), odd0 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd);
+    __m512 even1 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88), odd1 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
+    rows[c].v = _mm512_shuffle_f32x4(even0, even1, 0x88);
+    rows[4 + c].v = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+    rows[8 + c].v = _mm512_shuffle_f32x4(even0, even1, 0xdd);
+    rows[12 + c].v = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+  }
+}
+
 // Sixteen unsigned 32-bit integers.
 struct Words {
   __m512i v;

@@ -54,6 +54,17 @@ inline float reduce_max(Vec a) {
   return m;
 }
 
+// rows[i] lane j becomes rows[j] lane i.
+inline void transpose(Vec (&rows)[Vec::width]) {
+  for (int i = 0; i < Vec::width; i++) {
+    for (int j = 0; j < i; j++) {
+      float x = rows[i].v[j];
+      rows[i].v[j] = rows[j].v[i];
+      rows[j].v[i] = x;
+    }
+  }
+}
+
 // Eight unsigned 32-bit integers.
 struct Words {
   uint32_t v[Vec::width];
