@@ -1,12 +1,14 @@
 // Attention of one query a sequence over a paged cache and beam slots, and writing into the cache.
 //
 // A sequence's keys are the tokens of its prompt (through its block table), then those generated since (step s lies in the slot
-// ancestors[b, s] of k_steps). They are cut into runs of kRun tokens; a task takes one (sequence, key head, run), serves all
+// ancestors[b, s] of k_steps). Each part is cut into runs of kRun tokens; a task takes one run with one key head, serves all
 // query heads of that key head and leaves a partial softmax; the partials of a head are then merged in the order of the runs.
-// So a long prompt keeps all threads busy, and a sequence's result does not depend on what else is in the batch.
+// So a long prompt keeps all threads busy. Neighbouring sequences whose block tables agree on a run (beams, samples of one
+// prompt) share its task: keys and values are read once for all of them, and with enough rows the products run in register
+// tiles.
 #include <cmath>
 
-#include "dispatch.h"
+#include "attention_tiles.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 namespace {
@@ -14,13 +16,17 @@ namespace {
 constexpr int64_t kRun = 256;   // tokens a task
 constexpr int64_t kChunk = 32;  // tokens whose scores are held at once
 
+// From this many rows on (sequences times heads) transposing the keys pays; tasks are cut at the upper bound.
+constexpr int64_t kFewestTileRows = 8, kMostTileRows = 96;
+
 struct Shape {
-  int64_t batch, heads, kv_heads, size, group, block_size, max_blocks, max_steps, slots, steps;
+  int64_t batch, heads, kv_heads, size, padded, group, block_size, max_blocks, max_steps, slots, steps;
 };
 
-// A run of one sequence: tokens [begin, end) of its prompt followed by its generated tokens.
+// The run `index` of `sequences` neighbours: tokens [begin, end) of their common prompt, or of what one of them generated.
 struct Run {
-  int64_t sequence, begin, end, prompt;
+  int64_t first, sequences, index, begin, end;
+  bool prompt;
 };
 
 // The partial result of one query head over one run, as it lies in scratch memory before its D values o = Σ e^(s - highest) v.
@@ -28,6 +34,17 @@ struct Partial {
   float highest, total;
 
   float* o() { return reinterpret_cast<float*>(this + 1); }
+};
+
+// The partials of all runs: [runs of all sequences, H], those of sequence b from first[b] on.
+struct Partials {
+  float* memory;
+  int64_t* first;
+
+  static int64_t floats(const Shape& s) { return s.size + 2; }
+  Partial* at(const Shape& s, int64_t sequence, int64_t index, int64_t head) const {
+    return reinterpret_cast<Partial*>(memory + ((first[sequence] + index) * s.heads + head) * floats(s));
+  }
 };
 
 qt_status check_tables(qt_stream* stream, const qt_attention_decode_args* a, const Shape& s) {
@@ -63,20 +80,18 @@ qt_status check_tables(qt_stream* stream, const qt_attention_decode_args* a, con
   return QT_OK;
 }
 
-// Row numbers (of [Hkv, D] rows) of a run's tokens [from, from + count) in the cache, or in the steps past the prompt.
+// Where a run's keys and values of the tokens [from, from + count) lie.
 template <class C>
 void token_rows(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t from, int64_t count, int64_t head,
                 const C** k, const C** v) {
-  const int32_t* table = data_of<const int32_t>(a->block_table) + run.sequence * s.max_blocks;
-  const int32_t* ancestors = data_of<const int32_t>(a->ancestors) + run.sequence * s.max_steps;
+  const int32_t* table = data_of<const int32_t>(a->block_table) + run.first * s.max_blocks;
+  const int32_t* ancestors = data_of<const int32_t>(a->ancestors) + run.first * s.max_steps;
   for (int64_t i = 0; i < count; i++) {
     const int64_t t = from + i;
-    const bool cached = t < run.prompt;
-    const int64_t row = cached ? table[t / s.block_size] * s.block_size + t % s.block_size
-                               : (t - run.prompt) * s.slots + ancestors[t - run.prompt];
+    const int64_t row = run.prompt ? table[t / s.block_size] * s.block_size + t % s.block_size : t * s.slots + ancestors[t];
     const int64_t at = (row * s.kv_heads + head) * s.size;
-    k[i] = data_of<const C>(cached ? a->k_cache : a->k_steps) + at;
-    v[i] = data_of<const C>(cached ? a->v_cache : a->v_steps) + at;
+    k[i] = data_of<const C>(run.prompt ? a->k_cache : a->k_steps) + at;
+    v[i] = data_of<const C>(run.prompt ? a->v_cache : a->v_steps) + at;
   }
 }
 
@@ -135,18 +150,21 @@ void add_values(float* o, float decay, const float* p, const C* const* v, int64_
   });
 }
 
-// Scores become e^(s - highest) in place; returns the factor for what was summed before.
+// Scores become e^(s - highest) in place, in whole vectors; returns the factor for what was summed before.
 float soften(float* scores, int64_t count, Partial& state, float scale) {
-  float highest = state.highest;
-  for (int64_t i = 0; i < count; i++) {
-    scores[i] *= scale;
-    highest = scores[i] > highest ? scores[i] : highest;
+  constexpr float lowest = -__builtin_inff();
+  for (int64_t i = count; i < round_up(count, Vec::width); i++) scores[i] = lowest;
+  Vec best = Vec::broadcast(state.highest);
+  for (int64_t i = 0; i < count; i += Vec::width) {
+    const int n = static_cast<int>(least(Vec::width, count - i));
+    const Vec x = load(scores + i, n) * Vec::broadcast(scale);
+    store(x, scores + i, n);
+    best = max(best, Vec::load(scores + i));
   }
-  for (int64_t i = count; i < round_up(count, Vec::width); i++) scores[i] = -__builtin_inff();
-  const float decay = state.highest == -__builtin_inff() ? 0.0f : expf(state.highest - highest);
+  const float highest = reduce_max(best), decay = state.highest == lowest ? 0.0f : expf(state.highest - highest);
   Vec total = Vec::zero();
   for (int64_t i = 0; i < count; i += Vec::width) {
-    Vec p = exp(Vec::load(scores + i) - Vec::broadcast(highest));
+    const Vec p = exp(Vec::load(scores + i) - Vec::broadcast(highest));
     p.store(scores + i);
     total = total + p;
   }
@@ -155,12 +173,13 @@ float soften(float* scores, int64_t count, Partial& state, float scale) {
   return decay;
 }
 
-// q of the heads of one group as float32, then the run in chunks: keys and values are read once for all heads.
+// A run of one sequence, in chunks: keys and values are read once for all heads.
 template <class T, class C>
-void run_task(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t kv_head, float* q, float* partials) {
-  const T* from = data_of<const T>(a->q) + (run.sequence * s.heads + kv_head * s.group) * s.size;
+void run_rows(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t kv_head, float* q,
+              const Partials& partials) {
+  const T* from = data_of<const T>(a->q) + (run.first * s.heads + kv_head * s.group) * s.size;
   for_each_vec(s.group * s.size, [&](int64_t i, int n) { store(load(from + i, n), q + i, n); });
-  auto partial = [&](int64_t h) { return reinterpret_cast<Partial*>(partials + h * (s.size + 2)); };
+  auto partial = [&](int64_t h) { return partials.at(s, run.first, run.index, kv_head * s.group + h); };
   for (int64_t h = 0; h < s.group; h++) {
     *partial(h) = {-__builtin_inff(), 0};
     std::memset(partial(h)->o(), 0, s.size * sizeof(float));
@@ -176,6 +195,90 @@ void run_task(const qt_attention_decode_args* a, const Shape& s, const Run& run,
       add_values(partial(h)->o(), decay, scores, v, count, s.size);
     }
   }
+}
+
+// A run that several sequences share, as products of register tiles: row = sequence * group + head.
+struct SharedRun {
+  float *q, *o, *k, *v, *scores, *decay;
+  Partial* states;
+
+  static int64_t bytes(const Shape& s) {
+    return 2 * Workspace::need(kMostTileRows * s.padded) + Workspace::need(s.size * kKeyBlock) +
+           Workspace::need(kKeyBlock * s.padded) + Workspace::need(kMostTileRows * kKeyBlock) +
+           3 * Workspace::need(kMostTileRows);
+  }
+  SharedRun(const Shape& s, Workspace space) {
+    q = space.take(kMostTileRows * s.padded);
+    o = space.take(kMostTileRows * s.padded);
+    k = space.take(s.size * kKeyBlock);
+    v = space.take(kKeyBlock * s.padded);
+    scores = space.take(kMostTileRows * kKeyBlock);
+    decay = space.take(kMostTileRows);
+    states = reinterpret_cast<Partial*>(space.take(2 * kMostTileRows));
+  }
+
+  template <class T, class C>
+  void compute(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t kv_head, const Partials& partials) {
+    const int64_t rows = run.sequences * s.group;
+    for (int64_t r = 0; r < rows; r++) {
+      const T* from = data_of<const T>(a->q) + ((run.first + r / s.group) * s.heads + kv_head * s.group + r % s.group) * s.size;
+      for_each_vec(s.size, [&](int64_t d, int n) { load(from + d, n).store(q + r * s.padded + d); });
+      states[r] = {-__builtin_inff(), 0};
+    }
+    std::memset(o, 0, rows * s.padded * sizeof(float));
+    const C *k_rows[kKeyBlock], *v_rows[kKeyBlock];
+    for (int64_t t = run.begin; t < run.end; t += kKeyBlock) {
+      const int64_t count = least(kKeyBlock, run.end - t), columns = round_up(count, Vec::width);
+      token_rows<C>(a, s, run, t, count, kv_head, k_rows, v_rows);
+      transpose_keys([&](int64_t j) { return k_rows[j]; }, count, s.size, columns, k);
+      for (int64_t j = 0; j < columns; j++) {
+        for_each_vec(s.size,
+                     [&](int64_t d, int n) { (j < count ? load(v_rows[j] + d, n) : Vec::zero()).store(v + j * s.padded + d); });
+      }
+      multiply<Into::kOverwrite, false>(q, s.padded, k, kKeyBlock, rows, columns, s.size, scores, kKeyBlock);
+      for (int64_t r = 0; r < rows; r++) {
+        decay[r] = soften(scores + r * kKeyBlock, count, states[r], static_cast<float>(a->scale));
+      }
+      multiply<Into::kDecay, false>(scores, kKeyBlock, v, s.padded, rows, s.padded, columns, o, s.padded, decay);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+      Partial* partial = partials.at(s, run.first + r / s.group, run.index, kv_head * s.group + r % s.group);
+      *partial = states[r];
+      std::memcpy(partial->o(), o + r * s.padded, s.size * sizeof(float));
+    }
+  }
+};
+
+// Whether sequence b and the one before it have the same tokens in the run [begin, end) of their prompts.
+bool shares(const qt_attention_decode_args* a, const Shape& s, int64_t b, int64_t begin, int64_t end) {
+  const int32_t *lengths = data_of<const int32_t>(a->lengths), *table = data_of<const int32_t>(a->block_table);
+  if (b == 0 || least(begin + kRun, lengths[b - 1]) != end) return false;
+  for (int64_t i = begin / s.block_size; i * s.block_size < end; i++) {
+    if (table[b * s.max_blocks + i] != table[(b - 1) * s.max_blocks + i]) return false;
+  }
+  return true;
+}
+
+// Lists the runs of all sequences; returns how many tasks they make. task_of has a place for each sequence's run.
+int64_t list_runs(const qt_attention_decode_args* a, const Shape& s, const Partials& partials, Run* list, int64_t* task_of) {
+  const int32_t* lengths = data_of<const int32_t>(a->lengths);
+  int64_t tasks = 0;
+  for (int64_t b = 0; b < s.batch; b++) {
+    int64_t index = 0;
+    for (int64_t begin = 0; begin < lengths[b]; begin += kRun, index++) {
+      const int64_t end = least(begin + kRun, lengths[b]);
+      int64_t task = shares(a, s, b, begin, end) ? task_of[partials.first[b - 1] + index] : -1;
+      if (task >= 0 && (list[task].sequences + 1) * s.group <= kMostTileRows)
+        list[task].sequences++;
+      else
+        list[task = tasks++] = {b, 1, index, begin, end, true};
+      task_of[partials.first[b] + index] = task;
+    }
+    for (int64_t begin = 0; begin < s.steps; begin += kRun, index++) {
+      list[tasks++] = {b, 1, index, begin, least(begin + kRun, s.steps), false};
+    }
+  }
+  return tasks;
 }
 
 // Merges the partials of one head; the runs lie `stride` partials apart.
@@ -202,31 +305,35 @@ void merge(T* o, const float* partials, int64_t runs, int64_t stride, int64_t si
 template <class T, class C>
 qt_status decode(qt_stream* stream, const qt_attention_decode_args* a, const Shape& s) {
   const int32_t* lengths = data_of<const int32_t>(a->lengths);
-  int64_t* first = stream->scratch_of<int64_t>(s.batch + 1);  // the first run of each sequence
+  int64_t* first = stream->scratch_of<int64_t>(s.batch + 1);
   if (!first) return out_of_scratch(stream);
   first[0] = 0;
-  for (int64_t b = 0; b < s.batch; b++) first[b + 1] = first[b] + ceil_div(lengths[b] + s.steps, kRun);
-  const int64_t runs = first[s.batch], stride = s.size + 2;
-  Run* list = stream->scratch_of<Run>(runs + 1);
-  float* partials = stream->scratch_of<float>(runs * s.heads * stride + 1);  // [runs, H, (highest, total, o)]
-  float* q = stream->scratch_of<float>(stream->workers() * s.group * s.size);
-  if (!list || !partials || !q) return out_of_scratch(stream);
-  for (int64_t b = 0; b < s.batch; b++) {
-    for (int64_t r = first[b]; r < first[b + 1]; r++) {
-      const int64_t begin = (r - first[b]) * kRun;
-      list[r] = {b, begin, least(begin + kRun, lengths[b] + s.steps), lengths[b]};
+  for (int64_t b = 0; b < s.batch; b++) first[b + 1] = first[b] + ceil_div(lengths[b], kRun) + ceil_div(s.steps, kRun);
+  const int64_t runs = first[s.batch], bytes = SharedRun::bytes(s) + Workspace::need(s.group * s.size);
+  const Partials partials{stream->scratch_of<float>(runs * s.heads * Partials::floats(s)), first};
+  Run* list = stream->scratch_of<Run>(runs);
+  int64_t* task_of = stream->scratch_of<int64_t>(runs);
+  char* space = static_cast<char*>(stream->scratch(stream->workers() * bytes));
+  if (!partials.memory || !list || !task_of || !space) return out_of_scratch(stream);
+  const int64_t tasks = list_runs(a, s, partials, list, task_of);
+  stream->parallel_for_worker(tasks * s.kv_heads, [&](int64_t task, int worker) {
+    const Run& run = list[task / s.kv_heads];
+    const int64_t kv_head = task % s.kv_heads;
+    Workspace workspace{space + worker * bytes, bytes, 0};
+    if (run.sequences > 1 && run.sequences * s.group >= kFewestTileRows) {
+      SharedRun(s, workspace).compute<T, C>(a, s, run, kv_head, partials);
+      return;
     }
-  }
-  stream->parallel_for_worker(runs * s.kv_heads, [&](int64_t task, int worker) {
-    const int64_t r = task / s.kv_heads, kv_head = task % s.kv_heads;
-    run_task<T, C>(a, s, list[r], kv_head, q + worker * s.group * s.size,
-                   partials + (r * s.heads + kv_head * s.group) * stride);
+    float* q = workspace.take(s.group * s.size);
+    for (int64_t i = 0; i < run.sequences; i++) {
+      run_rows<T, C>(a, s, {run.first + i, 1, run.index, run.begin, run.end, run.prompt}, kv_head, q, partials);
+    }
   });
   for_chunks(stream, s.batch * s.heads, 32, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      const int64_t b = i / s.heads, h = i % s.heads;
-      merge(data_of<T>(a->o) + i * s.size, partials + (first[b] * s.heads + h) * stride, first[b + 1] - first[b],
-            s.heads * stride, s.size);
+      const int64_t b = i / s.heads, stride = s.heads * Partials::floats(s);
+      merge(data_of<T>(a->o) + i * s.size, &partials.at(s, b, 0, i % s.heads)->highest, first[b + 1] - first[b], stride,
+            s.size);
     }
   });
   return QT_OK;
@@ -240,6 +347,7 @@ qt_status attention_decode(qt_stream* stream, const qt_attention_decode_args* a)
                 heads,
                 kv_heads,
                 a->q->shape[2],
+                round_up(a->q->shape[2], Vec::width),
                 heads / kv_heads,
                 a->k_cache->shape[1],
                 last_of(a->block_table),

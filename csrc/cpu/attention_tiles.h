@@ -82,6 +82,19 @@ struct PackedBlocks {
   float *straight, *transposed;
 };
 
+// `count` rows of D elements, row(j) each, become columns of to [D, kKeyBlock]; of its columns [count, columns) hold 0.
+template <class Row>
+void transpose_keys(const Row& row, int64_t count, int64_t size, int64_t columns, float* to) {
+  for (int64_t j = 0; j < columns; j += Vec::width) {
+    for_each_vec(size, [&](int64_t d, int n) {
+      Vec square[Vec::width];
+      for (int i = 0; i < Vec::width; i++) square[i] = j + i < count ? load(row(j + i) + d, n) : Vec::zero();
+      transpose(square);
+      for (int i = 0; i < n; i++) square[i].store(to + (d + i) * kKeyBlock + j);
+    });
+  }
+}
+
 template <class T>
 void pack_block(const T* x, const AttentionShape& s, int64_t head, int64_t block, float* straight, float* transposed) {
   const int64_t first = block * kKeyBlock, count = least(kKeyBlock, s.keys - first), stride = s.kv_heads * s.size;
@@ -93,11 +106,7 @@ void pack_block(const T* x, const AttentionShape& s, int64_t head, int64_t block
       });
     }
   }
-  if (transposed) {
-    for (int64_t d = 0; d < s.size; d++) {
-      for (int64_t j = 0; j < kKeyBlock; j++) transposed[d * kKeyBlock + j] = j < count ? to_float(from[j * stride + d]) : 0.0f;
-    }
-  }
+  if (transposed) transpose_keys([&](int64_t j) { return from + j * stride; }, count, s.size, kKeyBlock, transposed);
 }
 
 template <class T>

@@ -11,6 +11,8 @@ interface Case {
   blockSize: number
   lengths: number[]
   steps: number
+  /** How many of its first blocks each sequence has in common with the first one. */
+  shared?: number
 }
 
 /** A shuffled cache, beam slots and the tables that lead to them, beside the keys and values of each sequence in order. */
@@ -26,6 +28,7 @@ function build(c: Case, dtype: 'float32' | 'bfloat16') {
   const table = Array.from({ length: batch * maxBlocks }, (_, i) =>
     (i % maxBlocks) * c.blockSize < c.lengths[Math.floor(i / maxBlocks)]! ? free[i]! : -1,
   ) // places past a prompt are never looked at
+  for (let b = 1; b < batch; b++) table.copyWithin(b * maxBlocks, 0, Math.min(c.shared ?? 0, maxBlocks))
   const ancestors = h.random.integers([batch, maxSteps], 0, slots)
   const row = c.kvHeads * c.size
   const sequence = (b: number, which: number): Float64Array[] => {
@@ -78,6 +81,9 @@ const cases: Case[] = [
   { heads: 4, kvHeads: 2, size: 20, blockSize: 7, lengths: [0, 13, 255, 256, 257], steps: 33 },
   { heads: 2, kvHeads: 2, size: 80, blockSize: 32, lengths: [100], steps: 1 },
   { heads: 3, kvHeads: 1, size: 128, blockSize: 1, lengths: [31, 32], steps: 0 },
+  { heads: 9, kvHeads: 3, size: 64, blockSize: 16, lengths: new Array(5).fill(600), steps: 3, shared: 33 }, // beams that diverge
+  { heads: 4, kvHeads: 1, size: 20, blockSize: 10, lengths: [300, 300, 300, 290, 300, 70], steps: 0, shared: 30 },
+  { heads: 6, kvHeads: 1, size: 8, blockSize: 4, lengths: new Array(40).fill(9), steps: 2, shared: 3 }, // more than one task's rows
 ]
 
 for (const dtype of ['float32', 'bfloat16'] as const) {

@@ -16,7 +16,7 @@ struct Vec {
   // The first n < width elements; the rest are 0.
   template <class T> static Vec load_partial(const T* p, int n) { Vec r = zero(); for (int i = 0; i < n; i++) r.v[i] = to_float(p[i]); return r; }
   template <class T> void store(T* p) const { for (int i = 0; i < width; i++) p[i] = from_float<T>(v[i]); }
-  template <class T> void store_partial(T* p, int n) const { for (int i = 0; i < width && i < n; i++) p[i] = from_float<T>(v[i]); }
+  template <class T> void store_partial(T* p, int n) const { for (int i = 0; i < width; i++) if (i < n) p[i] = from_float<T>(v[i]); }
 };
 
 #define QT_LANES(expression) Vec r; for (int i = 0; i < Vec::width; i++) r.v[i] = (expression); return r
