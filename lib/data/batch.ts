@@ -183,6 +183,8 @@ export class Batch implements BatchData {
    */
   static fromPadded(batch: PaddedBatch, options: Omit<PackOptions, 'trimUnused'> = {}): Batch {
     const { inputIds, attentionMask, labels } = batch
+    if (!Array.isArray(inputIds) || !inputIds.every(isArrayLike))
+      throw invalidArgument('inputIds must be a list of lists of token ids')
     for (const [name, rows] of Object.entries({ attentionMask, labels })) {
       if (rows && rows.length !== inputIds.length) {
         throw invalidArgument(`${name} must have one row per sample: expected ${inputIds.length}, got ${rows.length}`)
