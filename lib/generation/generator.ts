@@ -71,6 +71,8 @@ export class Generator implements AsyncDisposable {
   async *#stream(call: Call, prompt: Prompt): AsyncGenerator<StreamedToken, void, undefined> {
     const finish = this.model.beginCall('generate')
     try {
+      // An adapter may have been merged between the call and the first token.
+      this.model.resolveAdapter(call.adapter?.name ?? null)
       const requests = await encodeRequests(call, [prompt])
       const { sequences, growths } = growSequences(call, [requests])
       const text = new TextStream(needTokenizer(call.tokenizer), requests[0]!.context)

@@ -26,12 +26,25 @@ export class CallsInFlight {
       if (!this.#active.delete(call) || this.#active.size > 0) return
       const waiting = this.#waiting
       this.#waiting = []
-      for (const resume of waiting) resume()
+      for (const run of waiting) run()
     }
   }
 
-  /** Resolves at a moment when no call is running; the caller must do its work before it awaits anything. */
-  async idle(): Promise<void> {
-    while (this.#active.size > 0) await new Promise<void>((resolve) => this.#waiting.push(resolve))
+  /**
+   * Runs `work` at a moment when no call is running, at once if that is now. It is synchronous, so that no call begins between that
+   * moment and the work's end.
+   */
+  whenIdle<T>(work: () => T): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const run = () => {
+        try {
+          resolve(work())
+        } catch (error) {
+          reject(error)
+        }
+      }
+      if (this.#active.size === 0) run()
+      else this.#waiting.push(run)
+    })
   }
 }

@@ -3,7 +3,16 @@ import type { BatchData } from '../data/batch-data.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { invalidArgument } from '../errors.js'
 import { openWeightFiles } from '../formats/weight-files.js'
-import type { Generation, GenerationConfig, Prompt, StreamedToken } from '../generation/index.js'
+// Generation asks for nothing of a model but its type, so neither module needs the other's first.
+import {
+  type Generation,
+  type GenerationConfig,
+  Generator,
+  type Prompt,
+  type Score,
+  type ScoreOptions,
+  type StreamedToken,
+} from '../generation/index.js'
 import { architectureOf, type CausalLM } from '../models/index.js'
 import { parseOptions } from '../options.js'
 import type { Adapter } from '../peft/adapter.js'
@@ -248,19 +257,24 @@ export class Model implements AsyncDisposable {
   /** Short for `new Generator(model).generate(…)`. */
   generate(prompt: Prompt, options?: GenerationConfig): Promise<Generation>
   generate(prompts: readonly Prompt[], options?: GenerationConfig): Promise<Generation[]>
-  async generate(prompt: Prompt | readonly Prompt[], options?: GenerationConfig): Promise<Generation | Generation[]> {
-    const generator = await this.#generator()
-    return generator.generate(prompt as Prompt, options)
+  generate(prompt: Prompt | readonly Prompt[], options?: GenerationConfig): Promise<Generation | Generation[]> {
+    return new Generator(this).generate(prompt as Prompt, options)
   }
 
   /** Short for `new Generator(model).stream(…)`. */
-  async *stream(prompt: Prompt, options?: GenerationConfig): AsyncGenerator<StreamedToken, void, undefined> {
-    yield* (await this.#generator()).stream(prompt, options)
+  stream(prompt: Prompt, options?: GenerationConfig): AsyncGenerator<StreamedToken, void, undefined> {
+    return new Generator(this).stream(prompt, options)
   }
 
   /** Short for `new Generator(model).score(…)`. */
-  async score(...parameters: Parameters<GeneratorClass['score']>): ReturnType<GeneratorClass['score']> {
-    return (await this.#generator()).score(...parameters)
+  score(prompt: Prompt, continuations: readonly string[], options?: ScoreOptions): Promise<Score[]>
+  score(prompts: readonly Prompt[], continuations: readonly (readonly string[])[], options?: ScoreOptions): Promise<Score[][]>
+  score(
+    prompt: Prompt | readonly Prompt[],
+    continuations: readonly string[] | readonly (readonly string[])[],
+    options?: ScoreOptions,
+  ): Promise<Score[] | Score[][]> {
+    return new Generator(this).score(prompt as Prompt, continuations as readonly string[], options)
   }
 
   /**
@@ -291,16 +305,7 @@ export class Model implements AsyncDisposable {
       end()
     }
   }
-
-  /** Generation is built on models; imported when it is needed, so that neither side's module needs the other's first. */
-  async #generator(): Promise<GeneratorClass> {
-    this.#state.assertOpen()
-    const { Generator } = await import('../generation/generator.js')
-    return new Generator(this)
-  }
 }
-
-type GeneratorClass = import('../generation/generator.js').Generator
 
 function autoDtype(device: Device): 'float32' | 'bfloat16' {
   return device.name.startsWith('cuda') || device.variant === 'avx512bf16' ? 'bfloat16' : 'float32'

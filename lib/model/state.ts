@@ -100,15 +100,16 @@ export class ModelState {
   }
 
   dispose(): Promise<void> {
-    this.#disposed ??= this.calls.idle().then(() => {
-      this.#freed = true
-      for (const parameter of this.network.parameters.values()) parameter.dispose()
-      for (const adapter of this.adapters.values()) adapter.dispose()
-      for (const tensor of this.merged?.replaced.values() ?? []) tensor.dispose()
-      this.newTokens?.dispose()
-      return this.device.settled().catch(() => {})
-    })
+    this.#disposed ??= this.calls.whenIdle(() => this.#free()).then(() => this.device.settled().catch(() => {}))
     return this.#disposed
+  }
+
+  #free(): void {
+    this.#freed = true
+    for (const parameter of this.network.parameters.values()) parameter.dispose()
+    for (const adapter of this.adapters.values()) adapter.dispose()
+    for (const tensor of this.merged?.replaced.values() ?? []) tensor.dispose()
+    this.newTokens?.dispose()
   }
 }
 

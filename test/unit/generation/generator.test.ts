@@ -199,6 +199,41 @@ t.test('calls overlap, each with the adapter that was chosen when it was called'
   model.setAdapter(null)
 })
 
+t.test('so do the short forms on the model', async (t) => {
+  const options = { maxNewTokens: 8 }
+  const textOf = async (stream: ReturnType<Model['stream']>) => {
+    let all = ''
+    for await (const { text } of stream) all += text
+    return all
+  }
+  const call = (on: Model) => ({
+    text: on.generate(PROMPTS[0]!, options),
+    stream: on.stream(PROMPTS[0]!, options),
+    score: on.score(PROMPTS[0]!, [' there']),
+  })
+  const read = async ({ text, stream, score }: ReturnType<typeof call>) => ({
+    text: (await text).text,
+    streamed: await textOf(stream),
+    score: (await score)[0]!.logProb,
+  })
+  const base = await read(call(model.withAdapter(null)))
+  const odd = await read(call(model.withAdapter('odd')))
+  t.notSame(odd, base)
+  model.setAdapter('odd')
+  const early = call(model)
+  model.setAdapter(null)
+  t.same(await read(early), odd)
+  t.same(await read(call(model)), base)
+
+  const running = model.generate(PROMPTS[0]!, options)
+  const late = model.stream(PROMPTS[0]!, options)
+  const merged = model.mergeAdapter('odd')
+  t.equal((await running).text, base.text, 'merging waits')
+  await merged
+  await t.rejects(late.next(), { code: 'ERR_INVALID_ARGUMENT', message: /merged/ }, 'the bare base is not there any more')
+  await model.unmergeAdapter('odd')
+})
+
 t.test('generation runs beside a training on the same model', async (t) => {
   const inputIds = model.tokenizer.encode('The big dog ran to the park and saw a red ball.')
   const batch = Batch.pack([{ inputIds, labels: inputIds }])
