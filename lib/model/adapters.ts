@@ -9,7 +9,7 @@ import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
 import { LoraAdapter, type LoraConfig } from '../peft/lora.js'
 import { type DType, keep, scope, Tensor } from '../tensor/index.js'
 import type { ModelAdapter, ModelState } from './state.js'
-import { giveTokenRows, NEW_TOKENS } from './tokens.js'
+import { giveTokenRows, headShares, NEW_TOKENS, sharedRows, suppress } from './tokens.js'
 
 export interface LoadAdapterOptions {
   /** Default: 'default'. */
@@ -62,6 +62,8 @@ function register(state: ModelState, adapter: ModelAdapter): void {
 /** Tokens that an adapter trained must mean the same here: what the base's tokenizer lacks is taken from the adapter's folder. */
 async function adoptTokens(state: ModelState, folder: string, adapter: ModelAdapter): Promise<void> {
   const ids = adapter.tokenRows?.tokenIds ?? []
+  const [shared] = sharedRows(state, ids)
+  if (shared !== undefined) throw adapterMismatch(folder, `it trained token ${shared}, and ${headShares}`, { tokenId: shared })
   if (ids.length === 0 || !state.hasTokenizer) return
   if ((await readJsonObjectIfPresent(join(folder, 'tokenizer.json'))) === null) return
   const { Tokenizer } = await import('../data/tokenizer.js')
@@ -71,7 +73,8 @@ async function adoptTokens(state: ModelState, folder: string, adapter: ModelAdap
     const token = theirs.convertIdsToTokens(id)
     if (token === null || ours.convertIdsToTokens(id) === token) continue
     const got = ours.convertIdsToTokens(id) === null ? ours.addTokens([token])[0] : null
-    if (got !== id) {
+    if (got === id) suppress(state, [id])
+    else {
       const problem = `token ${id} is ${JSON.stringify(token)} there and ${JSON.stringify(ours.convertIdsToTokens(id))} here`
       throw adapterMismatch(folder, problem, { tokenId: id })
     }
@@ -110,7 +113,11 @@ function mergedType(state: ModelState, dtype: DType): DType {
 
 /** Puts W + s B A in the place of each adapted weight and keeps the old ones aside, so that unmerging is exact. */
 export async function mergeAdapter(state: ModelState, name: string): Promise<void> {
-  await state.calls.idle()
+  await state.calls.whenIdle(() => merge(state, name))
+  await state.device.settled()
+}
+
+function merge(state: ModelState, name: string): void {
   state.assertLive()
   const adapter = state.adapterNamed(name)
   if (state.merged?.adapter === adapter) return
@@ -131,7 +138,6 @@ export async function mergeAdapter(state: ModelState, name: string): Promise<voi
   }
   adapter.merged = true
   state.merged = { adapter, replaced }
-  await state.device.settled()
 }
 
 function mergedWeight(state: ModelState, layer: LoraLayer, info: LinearLayerInfo): Tensor {
@@ -144,8 +150,11 @@ function mergedWeight(state: ModelState, layer: LoraLayer, info: LinearLayerInfo
   return rounded
 }
 
-export async function unmergeAdapter(state: ModelState, name: string): Promise<void> {
-  await state.calls.idle()
+export function unmergeAdapter(state: ModelState, name: string): Promise<void> {
+  return state.calls.whenIdle(() => unmerge(state, name))
+}
+
+function unmerge(state: ModelState, name: string): void {
   state.assertLive()
   const adapter = state.adapterNamed(name)
   if (state.merged?.adapter !== adapter) throw invalidArgument(`adapter "${name}" is not merged`)

@@ -27,7 +27,7 @@ export const NEW_TOKENS = 'new-tokens'
 
 /**
  * Adds tokens to the tokenizer, and rows for them to every adapter and to the bare base. Tokens that the vocabulary had already get
- * rows of their own too, which stand in for the base's.
+ * rows of their own too, which stand in for the base's, unless the head shares them.
  * @returns the tokens' ids
  */
 export function addTokens(state: ModelState, tokens: readonly string[], options: AddTokensOptions | undefined): number[] {
@@ -38,6 +38,11 @@ export function addTokens(state: ModelState, tokens: readonly string[], options:
     )
   }
   if (!Array.isArray(tokens) || tokens.length === 0) throw invalidArgument('addTokens: expected a list of one token or more')
+  const shared = sharedRows(state, tokens.map((token) => state.tokenizer.convertTokensToIds(token)).filter(isId))
+  if (shared.length > 0) {
+    const token = state.tokenizer.convertIdsToTokens(shared[0]!)
+    throw invalidArgument(`addTokens: ${JSON.stringify(token)} is a token already, and ${headShares}; add a new token instead`)
+  }
   const ids = state.tokenizer.addTokens(tokens)
   const unique = [...new Set(ids)]
   scope(() => {
@@ -50,6 +55,23 @@ export function addTokens(state: ModelState, tokens: readonly string[], options:
   })
   suppress(state, unique)
   return ids
+}
+
+const isId = (id: number | null) => id !== null
+
+export const headShares =
+  "its embedding row is the head's too (tie_word_embeddings), where only new tokens get rows of their own"
+
+/**
+ * Which of these tokens' embedding rows the head uses to predict them: on a tied model, those of the vocabulary that may be generated.
+ * In PEFT a trained row would replace the head's too; here it is read only. Without a tokenizer every row may be a token's.
+ */
+export function sharedRows(state: ModelState, ids: readonly number[]): number[] {
+  const { parameters, headName, shape } = state.network
+  if (parameters.has(`${headName}.weight`)) return []
+  const suppressed = (state.generationConfig.suppress_tokens ?? []) as number[]
+  const isToken = (id: number) => !state.hasTokenizer || state.tokenizer.convertIdsToTokens(id) !== null
+  return ids.filter((id) => id < shape.vocabSize && !suppressed.includes(id) && isToken(id))
 }
 
 /** A copy of the base's added rows for a new adapter. */
@@ -99,7 +121,7 @@ function embeddingMean(state: ModelState): Tensor {
 }
 
 /** A padded vocabulary has logits for ids that no token had: the new ones must not be chosen. */
-function suppress(state: ModelState, ids: readonly number[]): void {
+export function suppress(state: ModelState, ids: readonly number[]): void {
   const predictable = ids.filter((id) => id < state.network.shape.vocabSize)
   if (predictable.length === 0) return
   const known = (state.generationConfig.suppress_tokens ?? []) as number[]

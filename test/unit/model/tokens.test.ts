@@ -94,6 +94,7 @@ t.test('addTokens', async (t) => {
   await fresh.loadAdapter(join(folder, 'after'))
   t.same(fresh.tokenizer.encode('<three>', { addSpecialTokens: false }), [rows + 1], 'the tokens come with the adapter')
   t.equal(deviation(await logitsOf(fresh, [ids]), await logitsOf(model, [ids], 'after')), 0)
+  t.same(fresh.generationConfig.suppress_tokens, [rows - 1], 'and are never generated')
 
   await model.savePretrained(join(folder, 'base'))
   await using base = await Model.fromPretrained(join(folder, 'base'), options)
@@ -116,6 +117,34 @@ t.test('addTokens', async (t) => {
   })
   await using tokenless = await Model.fromPretrained(golden('models/llama'), options)
   t.throws(() => tokenless.addTokens(['x']), { code: 'ERR_INVALID_ARGUMENT', message: /no tokenizer/ })
+})
+
+t.test('rows of tokens that a tied head predicts', async (t) => {
+  const tokenizer = () => Tokenizer.fromFolder(golden('chat/chatml/tokenizer'))
+  const { vocabSize } = await tokenizer()
+  const adapter = join(folder, 'trained-row')
+  const make = async (base: string, withTokenizer = true) => {
+    const config = JSON.parse(await readFile(golden(`models/${base}/config.json`), 'utf8'))
+    const own = withTokenizer ? { tokenizer: await tokenizer() } : {}
+    return Model.fromConfig({ ...config, num_hidden_layers: 2, vocab_size: vocabSize }, { ...options, ...own })
+  }
+  await using untied = await make('llama')
+  const [known] = untied.tokenizer.encode('a', { addSpecialTokens: false })
+  const token = untied.tokenizer.convertIdsToTokens(known!)!
+  untied.addAdapter({ r: 2 })
+  t.same(untied.addTokens([token]), [known], 'a head of its own keeps its row')
+  await untied.saveAdapter(adapter)
+
+  await using tied = await make('llama_tied')
+  t.throws(() => tied.addTokens([token]), { code: 'ERR_INVALID_ARGUMENT', message: /is a token already.*tie_word_embeddings/ })
+  const refused = { code: 'ERR_ADAPTER_MISMATCH', message: /tie_word_embeddings/, details: { tokenId: known } }
+  await t.rejects(tied.loadAdapter(adapter), refused, 'PEFT would change the head too')
+  await using tokenless = await make('llama_tied', false)
+  await t.rejects(tokenless.loadAdapter(adapter), refused)
+  t.same([...tied.adapters, ...tokenless.adapters], [])
+  await using other = await make('llama')
+  await other.loadAdapter(adapter)
+  t.equal(other.generationConfig.suppress_tokens, undefined, 'it is still generated')
 })
 
 t.test('rows without another adapter: embedding-only training', async (t) => {
