@@ -96,6 +96,8 @@ export class AdamW {
    */
   async step(): Promise<void> {
     this.#assertLive()
+    const gone = this.#slots.find(({ parameter }) => parameter.value.disposed)
+    if (gone) throw new QuantuneError('ERR_DISPOSED', `AdamW.step: parameter "${gone.parameter.name}" was disposed of`)
     const ready = this.#slots.filter(({ parameter }) => parameter.gradient !== null)
     if (ready.length === 0) throw invalidArgument('AdamW.step: no parameter has a gradient; call backward first')
     const { ops } = this.gradNorm.device
