@@ -3,6 +3,7 @@
  *
  * @packageDocumentation
  */
+export type { TrainerEvents, TypedEmitter } from '../types/events.js'
 export { Parameter } from './autograd/parameter.js'
 export { Batch, type PackOptions, type PaddedBatch, type Sequence } from './data/batch.js'
 export type { BatchData } from './data/batch-data.js'
@@ -30,10 +31,11 @@ export type { AddTokensOptions } from './model/tokens.js'
 export type { LoraConfig } from './peft/lora.js'
 export type { BitsAndBytesConfig, Quantization, QuantizationConfig } from './quantization/config.js'
 export type { MemoryUsage } from './tensor/device.js'
-export type { TrainingArguments } from './training/arguments.js'
+export type { IntervalStrategy, TrainingArguments } from './training/arguments.js'
+export type { Grouping, IndexedDataset, TrainingDataset } from './training/feed.js'
 export { AdamW, type AdamWOptions } from './training/optimizer.js'
 export type { SamplingStrategy } from './training/samplers.js'
-export type { Schedule, SchedulerType } from './training/schedules.js'
+export type { Schedule, SchedulerKwargs, SchedulerType } from './training/schedules.js'
 export {
   type MetricsContext,
   Trainer,
