@@ -5,11 +5,20 @@
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
-struct bfloat16 { uint16_t bits; };
-struct float16 { uint16_t bits; };
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
 
 inline float to_float(float x) { return x; }
-inline float to_float(bfloat16 x) { uint32_t u = static_cast<uint32_t>(x.bits) << 16; float f; std::memcpy(&f, &u, 4); return f; }
+inline float to_float(bfloat16 x) {
+  uint32_t u = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
 inline float to_float(float16 x) {
   uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 1023, u;
   if (exponent == 31) {
@@ -25,15 +34,21 @@ inline float to_float(float16 x) {
   return f;
 }
 
-template <class T> T from_float(float x);
-template <> inline float from_float<float>(float x) { return x; }
-template <> inline bfloat16 from_float<bfloat16>(float x) {
+template <class T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline bfloat16 from_float<bfloat16>(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 64)};
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};
 }
-template <> inline float16 from_float<float16>(float x) {
+template <>
+inline float16 from_float<float16>(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
   uint32_t sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;

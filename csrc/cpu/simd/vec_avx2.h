@@ -10,9 +10,7 @@ struct Vec {
   static constexpr int width = 8;
   __m256 v;
 
-  static __m256i mask(int n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  }
+  static __m256i mask(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
   static Vec zero() { return {_mm256_setzero_ps()}; }
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
@@ -23,7 +21,8 @@ struct Vec {
   static Vec load(const float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
   // The first n < width elements; the rest are 0.
   static Vec load_partial(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
-  template <class T> static Vec load_partial(const T* p, int n) {
+  template <class T>
+  static Vec load_partial(const T* p, int n) {
     T part[width] = {};
     for (int i = 0; i < n; i++) part[i] = p[i];
     return load(part);
@@ -42,7 +41,8 @@ struct Vec {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   void store_partial(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
-  template <class T> void store_partial(T* p, int n) const {
+  template <class T>
+  void store_partial(T* p, int n) const {
     T part[width];
     store(part);
     for (int i = 0; i < n; i++) p[i] = part[i];
@@ -104,9 +104,7 @@ struct Words {
   __m256i v;
 
   static Words broadcast(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
-  static Words count_from(uint32_t x) {
-    return {_mm256_add_epi32(broadcast(x).v, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
-  }
+  static Words count_from(uint32_t x) { return {_mm256_add_epi32(broadcast(x).v, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))}; }
 };
 inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.v, b.v)}; }
 // The low and high halves of a * b; the lanes of b are all the same.
