@@ -1,7 +1,7 @@
 /**
  * The quickstart: teaches a tiny chat model to answer word for word in JSON, and to say "?" where the text holds no answer.
  *
- * usage: npm start [-- --output FOLDER] [--max-steps N]
+ * usage: npm start [-- --output FOLDER] [--max-steps N] [--tiny FOLDER_WITH_MODEL_AND_DATA]
  */
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join, relative, resolve } from 'node:path'
@@ -26,9 +26,8 @@ import { renderTable } from '../squad/table.js'
 import { toExample, toPrompt } from './prompt.js'
 import { oneLine, paragraph, Screen, showQuestion } from './screen.js'
 
-/** The repository's top: compiled, this program lies in dist/examples/quickstart. */
-const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), '../../..')
-const TINY = join(ROOT, 'examples/tiny')
+/** Compiled, this program lies in dist/examples/quickstart. */
+const TINY = resolve(dirname(fileURLToPath(import.meta.url)), '../../../examples/tiny')
 const MAX_NEW_TOKENS = 40
 const QUESTIONS_AT_ONCE = 64
 const ASK_EVERY = 20
@@ -36,14 +35,17 @@ const ASK_EVERY = 20
 interface Settings {
   output: string
   maxSteps: number
+  /** Folder with model/ and data/. */
+  tiny: string
 }
 
-async function main({ output, maxSteps }: Settings): Promise<void> {
+async function main(settings: Settings): Promise<void> {
+  const { output, tiny } = settings
   mkdirSync(output, { recursive: true })
-  const model = await Model.fromPretrained(join(TINY, 'model'), { device: 'cpu', quantization: 'nf4' })
+  const model = await Model.fromPretrained(join(tiny, 'model'), { device: 'cpu', quantization: 'nf4' })
   const generator = new Generator(model)
-  const train = await readSquad(join(TINY, 'data/train.json'))
-  const test = (await readSquad(join(TINY, 'data/dev.json'))).flat()
+  const train = await readSquad(join(tiny, 'data/train.json'))
+  const test = (await readSquad(join(tiny, 'data/dev.json'))).flat()
   const chosen = test.find(({ answers }) => answers[0] !== '?')!
   const ask = (numBeams = 1) => generator.generate({ messages: toPrompt(chosen) }, { maxNewTokens: MAX_NEW_TOKENS, numBeams })
 
@@ -58,7 +60,7 @@ async function main({ output, maxSteps }: Settings): Promise<void> {
 
   console.log('\nFine-tuning: the weights in 4 bits (NF4, double quantization), trained are low-rank adapters (LoRA) alone.\n')
   model.addAdapter({ type: 'lora', r: 16, loraAlpha: 32, targetModules: 'all-linear', seed: 1 })
-  await fineTune(model, train, { output, maxSteps }, async () => (await ask()).text)
+  await fineTune(model, train, settings, async () => (await ask()).text)
   await model.saveAdapter(join(output, 'adapter'))
   await writeCurve(join(output, 'log.jsonl'), join(output, 'curve.svg'), 'Fine-tuning the tiny chat model')
 
@@ -147,6 +149,10 @@ async function fineTune(
 }
 
 const { values } = parseArgs({
-  options: { output: { type: 'string', default: 'runs/quickstart' }, 'max-steps': { type: 'string', default: '200' } },
+  options: {
+    output: { type: 'string', default: 'runs/quickstart' },
+    'max-steps': { type: 'string', default: '400' },
+    tiny: { type: 'string', default: TINY },
+  },
 })
-await main({ output: resolve(values.output), maxSteps: Number(values['max-steps']) })
+await main({ output: resolve(values.output), maxSteps: Number(values['max-steps']), tiny: values.tiny })
