@@ -208,9 +208,9 @@ function subjects(random: Random): { people: string[]; things: string[]; groups:
     return [...out]
   }
   return {
-    people: distinct(4, () => person(random)),
-    things: distinct(3, () => `${random.pick(COLORS)} ${random.pick(OBJECTS)}`),
-    groups: distinct(2, () => random.pick(SCHOOLS)),
+    people: distinct(6, () => person(random)),
+    things: distinct(5, () => `${random.pick(COLORS)} ${random.pick(OBJECTS)}`),
+    groups: distinct(3, () => random.pick(SCHOOLS)),
   }
 }
 
@@ -221,7 +221,7 @@ export interface Context {
   missing: Fact[]
 }
 
-/** A paragraph about two or three people and one or two things; `size` facts, by default five to seven. */
+/** A paragraph of `size` facts, by default five to seven, each about another person, thing or group. */
 export function makeContext(random: Random, size = 5 + random.int(3)): Context {
   const { people, things, groups } = subjects(random)
   const candidates: Fact[] = []
@@ -232,13 +232,13 @@ export function makeContext(random: Random, size = 5 + random.int(3)): Context {
   for (const subject of things) add(THING_RELATIONS, subject)
   for (const subject of groups) add(GROUP_RELATIONS, subject)
 
-  // The last person, thing and group stay outside: asking for them has no answer. The others are stated in part.
-  const absent = new Set([people[3], things[2], groups[1]])
+  // The last person, thing and group stay outside: asking for them has no answer, as asking for more about the others has none.
+  const absent = new Set([people[5], things[4], groups[2]])
   const present = random.shuffle(candidates.filter(({ subject }) => !absent.has(subject)))
-  const stated = present.slice(0, size)
-  const mentioned = new Set(stated.map(({ subject }) => subject))
+  const mentioned = new Set<string>()
+  const stated = present.filter(({ subject }) => mentioned.size < size && !mentioned.has(subject) && mentioned.add(subject))
   const missing = [
-    ...present.slice(stated.length).filter(({ subject }) => mentioned.has(subject)),
+    ...present.filter((fact) => mentioned.has(fact.subject) && !stated.includes(fact)).slice(0, 4),
     ...candidates.filter(({ subject }) => absent.has(subject)),
   ]
   let text = ''
