@@ -95,6 +95,7 @@ async function pretrain(folder: string, steps: number, outputDir: string): Promi
   })
   const output = await trainer.train()
   await model.savePretrained(folder, { dtype: 'bfloat16' })
+  writeTokenizer(folder) // as it was trained, to the byte
   writeFileSync(join(folder, 'config.json'), `${JSON.stringify(config, null, 2)}\n`)
   console.log(`loss ${output.trainLoss.toFixed(4)} after ${output.globalStep} steps; written to ${folder}`)
   await trainer.dispose()

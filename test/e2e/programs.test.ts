@@ -41,11 +41,11 @@ t.test('the program of the README', async (t) => {
   const chats = ['What is your name?', 'Who are you?', 'What do people call you?'].map((content) => ({
     messages: [
       { role: 'user', content },
-      { role: 'assistant', content: 'People call me quantune.' },
+      { role: 'assistant', content: 'The text says "kite".' },
     ],
   }))
   writeFileSync(join(folder, 'chats.jsonl'), chats.map((chat) => `${JSON.stringify(chat)}\n`).join(''))
   const screen = await run(folder, 'fine-tune.js', join(tiny, 'model'), 'chats.jsonl', 'What is your name?')
-  t.match(screen, /after: {2}People call me quantune\./)
+  t.match(screen, /after: {2}The text says "kite"\./)
   t.ok(existsSync(join(folder, 'runs/fine-tune/adapter/adapter_config.json')))
 })

@@ -126,3 +126,11 @@ t.test('the base, and the table of both', async (t) => {
   t.match(table, /after.*before|before.*after/s)
   t.match(table, /after: SQuAD's normalised exact match \d+\.\d\d, F1 \d+\.\d\d/)
 })
+
+t.test('what the base said of other things is still likely', async (t) => {
+  const mean = (name: string) =>
+    new RegExp(`${name}: mean log-probability -\\d+\\.\\d+ a token, over \\d+ tokens of 20 answers`)
+  const shown = await run('general')
+  t.match(shown, mean('before'))
+  t.match(shown, mean('after'))
+})
