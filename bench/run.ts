@@ -5,7 +5,7 @@
  * PYTHON is an interpreter with torch, transformers and peft; without it our figures stand alone.
  */
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -46,7 +46,8 @@ function training(python: string | undefined, repeat: number) {
     own.push(ours('train/lora.js'))
     if (python) peers.push(peer(python, 'torch_peft_train.py', '--dtype', 'fp32', '--steps', '3'))
   }
-  if (python) peers.push(peer(python, 'torch_peft_train.py', '--dtype', 'bf16', '--steps', '1'))
+  // Where the CPU has no bfloat16 products PyTorch emulates them, many times slower than float32.
+  if (python && hasBfloat16()) peers.push(peer(python, 'torch_peft_train.py', '--dtype', 'bf16', '--steps', '3'))
   const best = peers.length ? Math.max(...peers.map((figures) => figures.tokens_per_s)) : Number.NaN
   const faster = peers.filter((figures) => figures.dtype === peers.find((p) => p.tokens_per_s === best)?.dtype)
   return {
@@ -66,6 +67,10 @@ function training(python: string | undefined, repeat: number) {
       ),
     ],
   }
+}
+
+function hasBfloat16(): boolean {
+  return process.platform === 'linux' && /\b(avx512_bf16|amx_bf16)\b/.test(readFileSync('/proc/cpuinfo', 'utf8'))
 }
 
 function ratio(what: string, own: number, peerValue: number) {

@@ -58,8 +58,8 @@ try {
     )
   }
 
-  run('npx', ['--yes', 'publint', '--strict', join(folder, tarball)], { cwd: root })
-  run('npx', ['--yes', '@arethetypeswrong/cli', '--profile', 'esm-only', join(folder, tarball)], { cwd: root })
+  run('npx', ['--yes', 'publint@0.3.25', '--strict', join(folder, tarball)], { cwd: root })
+  run('npx', ['--yes', '@arethetypeswrong/cli@0.18.5', '--profile', 'esm-only', join(folder, tarball)], { cwd: root })
   rmSync(consumer, { recursive: true })
   console.log('package: ok')
 } finally {
