@@ -1,6 +1,6 @@
 // Fine-tunes a model on OUTPUT/dataset/train.jsonl: adapter to OUTPUT/adapter, log, checkpoints and loss curve beside it.
 // Ctrl-C saves and ends; the same command goes on where it stopped.
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { ChatCollator, Dataset, Model, Trainer } from '../../lib/index.js'
 import { configure, TRAINING_FLAGS } from './config.js'
 import { writeCurve } from './curve.js'
@@ -34,7 +34,11 @@ process.once('SIGINT', () => {
 })
 const result = await trainer.train(flags.fresh ? {} : { resumeFromCheckpoint: 'auto' })
 await model.saveAdapter(join(config.output, 'adapter'))
-await writeCurve(join(config.output, 'log.jsonl'), join(config.output, 'curve.svg'), `Fine-tuning ${config.model} on SQuAD 2.0`)
+await writeCurve(
+  join(config.output, 'log.jsonl'),
+  join(config.output, 'curve.svg'),
+  `Fine-tuning ${basename(config.model)} on SQuAD 2.0`,
+)
 console.log(`${result.stopReason} after ${result.globalStep} steps, mean loss ${result.trainLoss.toFixed(4)}`)
 console.log(`adapter: ${join(config.output, 'adapter')}\nloss curve: ${join(config.output, 'curve.svg')}`)
 await model.dispose()
