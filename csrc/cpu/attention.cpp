@@ -75,14 +75,8 @@ struct QueryBlock {
   void pass(const AttentionShape& s, const float* k, const float* v, int64_t key_block, const KeyBlock* mask) {
     for (int64_t begin = 0; begin < rows; begin += kSlice) {
       const int64_t count = least(kSlice, rows - begin);
-      int64_t columns = kKeyBlock;
-      if (mask) {  // keys after the last query of the slice are not computed
-        float last = 0;
-        for (int64_t r = begin; r < begin + count; r++) last = stream_index[r] > last ? stream_index[r] : last;
-        const int64_t past = static_cast<int64_t>(last) + 1 - key_block * kKeyBlock;
-        if (past <= 0) continue;
-        columns = least(kKeyBlock, round_up(past, Vec::width));
-      }
+      const int64_t columns = mask ? columns_until(stream_index + begin, count, key_block) : kKeyBlock;
+      if (columns == 0) continue;
       multiply<Into::kOverwrite, false>(q + begin * s.padded, s.padded, k, kKeyBlock, count, columns, s.size, scores,
                                         kKeyBlock);
       for (int64_t r = 0; r < count; r++) soften_row(scores + r * kKeyBlock, begin + r, columns, mask);

@@ -80,14 +80,8 @@ struct QueryBlock {
     const float* v_transposed = keys.v_transposed + at * kKeyBlock * s.size;
     for (int64_t begin = 0; begin < rows; begin += kSlice) {
       const int64_t count = least(kSlice, rows - begin);
-      int64_t columns = kKeyBlock;
-      if (mask) {  // keys after the last query of the slice are not computed
-        float last = 0;
-        for (int64_t r = begin; r < begin + count; r++) last = stream_index[r] > last ? stream_index[r] : last;
-        const int64_t past = static_cast<int64_t>(last) + 1 - key_block * kKeyBlock;
-        if (past <= 0) continue;
-        columns = least(kKeyBlock, round_up(past, Vec::width));
-      }
+      const int64_t columns = mask ? columns_until(stream_index + begin, count, key_block) : kKeyBlock;
+      if (columns == 0) continue;
       const float *q_slice = q + begin * s.padded, *d_o_slice = d_o + begin * s.padded;
       multiply<Into::kOverwrite, false>(q_slice, s.padded, k_transposed, kKeyBlock, count, columns, s.size, p, kKeyBlock);
       multiply<Into::kOverwrite, false>(d_o_slice, s.padded, v_transposed, kKeyBlock, count, columns, s.size, ds, kKeyBlock);

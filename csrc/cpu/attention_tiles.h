@@ -243,6 +243,14 @@ struct KeyBlock {
   }
 };
 
+// How many keys of a block, in whole vectors, the last of some queries can see; keys after it need not be computed.
+inline int64_t columns_until(const float* stream_index, int64_t queries, int64_t key_block) {
+  float last = 0;
+  for (int64_t r = 0; r < queries; r++) last = stream_index[r] > last ? stream_index[r] : last;
+  const int64_t past = static_cast<int64_t>(last) + 1 - key_block * kKeyBlock;
+  return past <= 0 ? 0 : least(kKeyBlock, round_up(past, Vec::width));
+}
+
 // Scratch memory for each worker, cut into float arrays whose starts stay aligned.
 struct Workspace {
   char* memory;
