@@ -51,7 +51,9 @@ void check_operands(Check& c, const qt_scatter_add_rows_args& a) {
 
 void check_operands(Check& c, const qt_append_column_args& a) {
   c.dtype(N(matrix), kIsInt32).dtype(N(values), kIsInt32).dtype(N(index), kIsInt32);
-  c.ndim(N(matrix), 2).elements(N(values), N(matrix).dim(0)).elements(N(index), 1);
+  c.ndim(N(matrix), 2).elements(N(values), N(matrix).dim(0));
+  if (!c.ok()) return;
+  c.elements(N(index), a.index->elements == 1 ? 1 : N(matrix).dim(0));
 }
 
 void check_operands(Check& c, const qt_increment_args& a) { c.dtype(N(x), kIsInt32); }

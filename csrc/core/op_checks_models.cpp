@@ -159,7 +159,8 @@ void check_operands(Check& c, const qt_attention_decode_args& a) {
          "the heads of q " + shape_text(a.q) + " are no multiple of those of k_cache " + shape_text(a.k_cache));
   c.dtype(N(block_table), kIsInt32).ndim(N(block_table), 2).shape(N(block_table), {batch, N(block_table).dim(1)});
   c.dtype(N(ancestors), kIsInt32).shape(N(ancestors), {batch, N(k_steps).dim(0)});
-  c.dtype(N(lengths), kIsInt32).elements(N(lengths), batch).dtype(N(steps), kIsInt32).elements(N(steps), 1);
+  c.dtype(N(lengths), kIsInt32).elements(N(lengths), batch);
+  c.dtype(N(steps), kIsInt32).elements(N(steps), a.steps->elements == 1 ? 1 : batch);
 }
 
 // ---- choosing tokens -------------------------------------------------------------------------------------------------

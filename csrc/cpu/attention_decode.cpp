@@ -20,7 +20,11 @@ constexpr int64_t kChunk = 32;  // tokens whose scores are held at once
 constexpr int64_t kFewestTileRows = 8, kMostTileRows = 96;
 
 struct Shape {
-  int64_t batch, heads, kv_heads, size, padded, group, block_size, max_blocks, max_steps, slots, steps;
+  int64_t batch, heads, kv_heads, size, padded, group, block_size, max_blocks, max_steps, slots;
+  const int32_t* steps;  // [B], or [1] for all
+  bool same_steps;
+
+  int64_t steps_of(int64_t b) const { return steps[same_steps ? 0 : b]; }
 };
 
 // The run `index` of `sequences` neighbours: tokens [begin, end) of their common prompt, or of what one of them generated.
@@ -50,11 +54,12 @@ struct Partials {
 qt_status check_tables(qt_stream* stream, const qt_attention_decode_args* a, const Shape& s) {
   const int32_t *lengths = data_of<const int32_t>(a->lengths), *table = data_of<const int32_t>(a->block_table);
   const int32_t* ancestors = data_of<const int32_t>(a->ancestors);
-  if (s.steps < 0 || s.steps > s.max_steps) {
-    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "steps is %lld, expected 0 to %lld (the steps of k_steps)",
-                              static_cast<long long>(s.steps), static_cast<long long>(s.max_steps));
-  }
   for (int64_t b = 0; b < s.batch; b++) {
+    if (s.steps_of(b) < 0 || s.steps_of(b) > s.max_steps) {
+      return stream->host->fail(stream, QT_INVALID_ARGUMENT, "steps[%lld] is %lld, expected 0 to %lld (the steps of k_steps)",
+                                static_cast<long long>(s.same_steps ? 0 : b), static_cast<long long>(s.steps_of(b)),
+                                static_cast<long long>(s.max_steps));
+    }
     if (lengths[b] < 0 || lengths[b] > s.max_blocks * s.block_size) {
       return stream->host->fail(stream, QT_INVALID_ARGUMENT,
                                 "lengths[%lld] is %d, expected 0 to %lld (the block table's tokens)", static_cast<long long>(b),
@@ -68,7 +73,7 @@ qt_status check_tables(qt_stream* stream, const qt_attention_decode_args* a, con
                                   static_cast<long long>(rows_of(a->k_cache) - 1));
       }
     }
-    for (int64_t i = 0; i < s.steps; i++) {
+    for (int64_t i = 0; i < s.steps_of(b); i++) {
       const int32_t slot = ancestors[b * s.max_steps + i];
       if (slot < 0 || slot >= s.slots) {
         return stream->host->fail(stream, QT_INVALID_ARGUMENT, "ancestors[%lld, %lld] is %d, expected 0 to %lld",
@@ -274,8 +279,8 @@ int64_t list_runs(const qt_attention_decode_args* a, const Shape& s, const Parti
         list[task = tasks++] = {b, 1, index, begin, end, true};
       task_of[partials.first[b] + index] = task;
     }
-    for (int64_t begin = 0; begin < s.steps; begin += kRun, index++) {
-      list[tasks++] = {b, 1, index, begin, least(begin + kRun, s.steps), false};
+    for (int64_t begin = 0; begin < s.steps_of(b); begin += kRun, index++) {
+      list[tasks++] = {b, 1, index, begin, least(begin + kRun, s.steps_of(b)), false};
     }
   }
   return tasks;
@@ -308,7 +313,7 @@ qt_status decode(qt_stream* stream, const qt_attention_decode_args* a, const Sha
   int64_t* first = stream->scratch_of<int64_t>(s.batch + 1);
   if (!first) return out_of_scratch(stream);
   first[0] = 0;
-  for (int64_t b = 0; b < s.batch; b++) first[b + 1] = first[b] + ceil_div(lengths[b], kRun) + ceil_div(s.steps, kRun);
+  for (int64_t b = 0; b < s.batch; b++) first[b + 1] = first[b] + ceil_div(lengths[b], kRun) + ceil_div(s.steps_of(b), kRun);
   const int64_t runs = first[s.batch], bytes = SharedRun::bytes(s) + Workspace::need(s.group * s.size);
   const Partials partials{stream->scratch_of<float>(runs * s.heads * Partials::floats(s)), first};
   Run* list = stream->scratch_of<Run>(runs);
@@ -353,7 +358,8 @@ qt_status attention_decode(qt_stream* stream, const qt_attention_decode_args* a)
                 last_of(a->block_table),
                 last_of(a->ancestors),
                 a->k_steps->shape[1],
-                *data_of<const int32_t>(a->steps)};
+                data_of<const int32_t>(a->steps),
+                a->steps->elements == 1};
   qt_status status = check_tables(stream, a, s);
   if (status != QT_OK) return status;
   return with_activation(stream, a->q->dtype, [&](auto q_type) {

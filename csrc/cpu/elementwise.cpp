@@ -246,13 +246,15 @@ qt_status scatter_add_rows(qt_stream* stream, const qt_scatter_add_rows_args* ar
 
 qt_status append_column(qt_stream* stream, const qt_append_column_args* args) {
   const int64_t rows = rows_of(args->matrix), columns = last_of(args->matrix);
-  const int32_t column = *data_of<const int32_t>(args->index);
-  if (column < 0 || column >= columns) {
-    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "index is %d, expected 0 to %lld (the columns of matrix)", column,
-                              static_cast<long long>(columns - 1));
+  const int64_t indices = args->index->elements;
+  const int32_t* index = data_of<const int32_t>(args->index);
+  for (int64_t i = 0; i < indices; i++) {
+    if (index[i] >= 0 && index[i] < columns) continue;
+    return stream->host->fail(stream, QT_INVALID_ARGUMENT, "index[%lld] is %d, expected 0 to %lld (the columns of matrix)",
+                              static_cast<long long>(i), index[i], static_cast<long long>(columns - 1));
   }
   for (int64_t b = 0; b < rows; b++) {
-    data_of<int32_t>(args->matrix)[b * columns + column] = data_of<const int32_t>(args->values)[b];
+    data_of<int32_t>(args->matrix)[b * columns + index[indices == 1 ? 0 : b]] = data_of<const int32_t>(args->values)[b];
   }
   return QT_OK;
 }

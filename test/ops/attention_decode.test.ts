@@ -10,7 +10,8 @@ interface Case {
   size: number
   blockSize: number
   lengths: number[]
-  steps: number
+  /** Generated tokens: of each sequence, or of all. */
+  steps: number | number[]
   /** How many of its first blocks each sequence has in common with the first one. */
   shared?: number
 }
@@ -20,7 +21,8 @@ function build(c: Case, dtype: 'float32' | 'bfloat16') {
   const batch = c.lengths.length
   const maxBlocks = Math.max(1, ...c.lengths.map((n) => Math.ceil(n / c.blockSize)))
   const blocks = batch * maxBlocks + 3
-  const [maxSteps, slots] = [c.steps + 2, batch + 1]
+  const stepsOf = c.lengths.map((_, b) => [c.steps].flat()[b % [c.steps].flat().length]!)
+  const [maxSteps, slots] = [Math.max(...stepsOf) + 2, batch + 1]
   const normal = (shape: number[]) => h.random.normal(shape, { dtype })
   const caches = [0, 1].map(() => normal([blocks, c.blockSize, c.kvHeads, c.size]))
   const generated = [0, 1].map(() => normal([maxSteps, slots, c.kvHeads, c.size]))
@@ -36,7 +38,7 @@ function build(c: Case, dtype: 'float32' | 'bfloat16') {
       const at = table[b * maxBlocks + Math.floor(i / c.blockSize)]! * c.blockSize + (i % c.blockSize)
       return caches[which]!.values.subarray(at * row, (at + 1) * row)
     })
-    const rest = Array.from({ length: c.steps }, (_, s) => {
+    const rest = Array.from({ length: stepsOf[b]! }, (_, s) => {
       const at = s * slots + ancestors.values[b * maxSteps + s]!
       return generated[which]!.values.subarray(at * row, (at + 1) * row)
     })
@@ -49,7 +51,7 @@ function build(c: Case, dtype: 'float32' | 'bfloat16') {
     table: int32(table, [batch, maxBlocks]),
     lengths: int32(c.lengths),
     ancestors,
-    steps: int32([c.steps]),
+    steps: int32([c.steps].flat()),
     sequence,
   }
 }
@@ -83,6 +85,7 @@ const cases: Case[] = [
   { heads: 3, kvHeads: 1, size: 128, blockSize: 1, lengths: [31, 32], steps: 0 },
   { heads: 9, kvHeads: 3, size: 64, blockSize: 16, lengths: new Array(5).fill(600), steps: 3, shared: 33 }, // beams that diverge
   { heads: 4, kvHeads: 1, size: 20, blockSize: 10, lengths: [300, 300, 300, 290, 300, 70], steps: 0, shared: 30 },
+  { heads: 6, kvHeads: 2, size: 16, blockSize: 1, lengths: [40, 40, 7, 0], steps: [0, 3, 300, 17], shared: 20 },
   { heads: 6, kvHeads: 1, size: 8, blockSize: 4, lengths: new Array(40).fill(9), steps: 2, shared: 3 }, // more than one task's rows
 ]
 
@@ -165,6 +168,8 @@ t.test('refused', async (t) => {
   await refused({ lengths: int32([-1, 2]) }, /lengths\[0\] is -1/)
   await refused({ table: int32([0, 7, 0, 0], [2, 2]) }, /block_table\[0, 1\] is 7/)
   await refused({ table: int32([0, 1, -1, 0], [2, 2]) }, /block_table\[1, 0\] is -1/)
-  await refused({ steps: int32([4]) }, /steps is 4/)
+  await refused({ steps: int32([4]) }, /steps\[0\] is 4/)
+  await refused({ steps: int32([1, 4]) }, /steps\[1\] is 4/)
+  await refused({ steps: int32([1, 1, 1]) }, /steps/)
   await refused({ ancestors: int32([0, 0, 0, 3, 0, 0], [2, 3]) }, /ancestors\[1, 0\] is 3/)
 })

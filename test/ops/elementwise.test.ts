@@ -140,5 +140,14 @@ t.test('append_column and increment', async (t) => {
   h.ops.append_column(matrix.tensor, values.tensor, index.tensor)
   await h.equal(t, matrix.tensor, [1, 70, 70, 4, 80, 80])
   h.ops.increment(index.tensor, 1)
-  await h.rejects(t, matrix.tensor, () => h.ops.append_column(matrix.tensor, values.tensor, index.tensor), /index is 3/)
+  await h.rejects(t, matrix.tensor, () => h.ops.append_column(matrix.tensor, values.tensor, index.tensor), /index\[0\] is 3/)
+})
+
+t.test('append_column, a column of each row', async (t) => {
+  const matrix = h.operand([1, 2, 3, 4, 5, 6], [2, 3], 'int32')
+  const [values, index] = [h.operand([7, 8], [2], 'int32'), h.operand([2, 0], [2], 'int32')]
+  h.ops.append_column(matrix.tensor, values.tensor, index.tensor)
+  await h.equal(t, matrix.tensor, [1, 2, 7, 8, 5, 6])
+  const outside = h.operand([2, -1], [2], 'int32').tensor
+  await h.rejects(t, matrix.tensor, () => h.ops.append_column(matrix.tensor, values.tensor, outside), /index\[1\] is -1/)
 })
