@@ -1,0 +1,12 @@
+// Chooses the kernel of a product.
+#include "gemm.cuh"
+#include "gemm_kernels.cuh"
+
+namespace quantune::cuda {
+
+qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c) {
+  if (m <= 0 || n <= 0) return QT_OK;
+  return gemm_simt(stream, m, n, products, count, c);
+}
+
+}  // namespace quantune::cuda

@@ -1,0 +1,103 @@
+// What the kernels behind gemm() share: factors and results as kernels see them, the last step of a product, and the launchers
+// that gemm.cu chooses between.
+#pragma once
+#include "four_bit.cuh"
+#include "gemm.cuh"
+
+namespace quantune::cuda {
+
+// A Factor in device terms, passed by value.
+struct Source {
+  const void* data;
+  int32_t dtype;
+  int64_t outer_stride, k_stride;
+  FourBit four_bit;
+
+  Source() = default;
+  explicit Source(const Factor& f) : data(f.data), dtype(f.dtype), outer_stride(f.outer_stride), k_stride(f.k_stride) {
+    if (f.quant) four_bit = FourBit(f.data, f.quant, f.dtype);
+  }
+  // Any element, as float32.
+  __device__ float at(int64_t outer, int64_t k) const {
+    const int64_t i = outer * outer_stride + k * k_stride;
+    switch (dtype) {
+      case QT_FLOAT32:
+        return static_cast<const float*>(data)[i];
+      case QT_BFLOAT16:
+        return to_float(static_cast<const bf16*>(data)[i]);
+      case QT_FLOAT16:
+        return to_float(static_cast<const fp16*>(data)[i]);
+      default:
+        return four_bit.value(i);
+    }
+  }
+};
+
+__device__ inline float load_float(const void* data, int32_t dtype, int64_t i) {
+  if (dtype == QT_BFLOAT16) return to_float(static_cast<const bf16*>(data)[i]);
+  if (dtype == QT_FLOAT16) return to_float(static_cast<const fp16*>(data)[i]);
+  return static_cast<const float*>(data)[i];
+}
+__device__ inline void store_float(void* data, int32_t dtype, int64_t i, float value) {
+  if (dtype == QT_BFLOAT16)
+    static_cast<bf16*>(data)[i] = from_float<bf16>(value);
+  else if (dtype == QT_FLOAT16)
+    static_cast<fp16*>(data)[i] = from_float<fp16>(value);
+  else
+    static_cast<float*>(data)[i] = value;
+}
+
+// Where sums go: C itself or, when k is split over blocks, float32 partial sums [splits, m, n] that finish_splits adds in
+// order.
+struct Epilogue {
+  void* c;
+  int32_t dtype, bias_dtype;
+  int64_t row_stride, column_stride;
+  int64_t m, n;
+  const void* bias;  // or null
+  float* partial;    // or null
+  bool accumulate;
+
+  Epilogue() = default;
+  Epilogue(const Result& r, int64_t m, int64_t n, float* partial)
+      : c(r.data),
+        dtype(r.dtype),
+        bias_dtype(r.bias ? r.bias->dtype : 0),
+        row_stride(r.row_stride),
+        column_stride(r.column_stride),
+        m(m),
+        n(n),
+        bias(r.bias ? r.bias->data : nullptr),
+        partial(partial),
+        accumulate(r.accumulate) {}
+
+  __device__ float finished(int64_t i, int64_t column, float sum) const {
+    if (bias) sum += load_float(bias, bias_dtype, column);
+    return accumulate ? load_float(c, dtype, i) + sum : sum;
+  }
+  // Row and column must lie inside C.
+  __device__ void store(int64_t row, int64_t column, int64_t split, float sum) const {
+    if (partial) {
+      partial[(split * m + row) * n + column] = sum;
+      return;
+    }
+    const int64_t i = row * row_stride + column * column_stride;
+    store_float(c, dtype, i, finished(i, column, sum));
+  }
+};
+
+// Adds the partial sums of `splits` parts in order and finishes C.
+qt_status finish_splits(qt_stream* stream, const Epilogue& epilogue, int64_t splits);
+
+// In how many parts to cut `steps` steps of k so that about `blocks` blocks fill the device, each at least `least` steps.
+inline int64_t choose_splits(const qt_stream* stream, int64_t blocks, int64_t steps, int64_t least) {
+  if (blocks <= 0) return 1;
+  int64_t splits = stream->multiprocessors / blocks;
+  if (splits > steps / least) splits = steps / least;
+  return splits < 1 ? 1 : splits > 64 ? 64 : splits;
+}
+
+// float32 arithmetic, any factors.
+qt_status gemm_simt(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
+
+}  // namespace quantune::cuda
