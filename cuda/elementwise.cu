@@ -201,17 +201,16 @@ __global__ void __launch_bounds__(kElementThreads)
 // ---- a decode step's integers ----------------------------------------------------------------------------------------
 
 // index [rows], or [1] for all
-__global__ void append_column_kernel(int32_t* matrix, const int32_t* values, const int32_t* index, int64_t indices,
-                                     int64_t rows, int64_t columns, Report report) {
+__global__ void append_column_kernel(int32_t* matrix, const int32_t* values, const int32_t* index, bool one_index, int64_t rows,
+                                     int64_t columns, Report report) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= rows) return;
-  const int64_t at = indices == 1 ? 0 : row;
-  const int32_t column = index[at];
-  if (column < 0 || column >= columns) {
-    report.raise(at, column, columns - 1);
-  } else {
+  const int64_t from = one_index ? 0 : row;
+  const int32_t column = index[from];
+  if (column >= 0 && column < columns)
     matrix[row * columns + column] = values[row];
-  }
+  else
+    report.raise(from, column, columns - 1);
 }
 
 __global__ void increment_kernel(int32_t* x, int32_t by, int64_t n) {
@@ -308,7 +307,7 @@ qt_status append_column(qt_stream* stream, const qt_append_column_args* args) {
   const Report report = stream->report("index[%lld] is %lld, expected 0 to %lld (the columns of matrix)");
   return launch(append_column_kernel, ceil_div<int64_t>(rows, kElementThreads), kElementThreads, 0, stream,
                 data_of<int32_t>(args->matrix), data_of<const int32_t>(args->values), data_of<const int32_t>(args->index),
-                args->index->elements, rows, columns, report);
+                args->index->elements == 1, rows, columns, report);
 }
 
 qt_status increment(qt_stream* stream, const qt_increment_args* args) {
