@@ -14,6 +14,7 @@ import { Batch } from '../lib/data/batch.js'
 import { Tokenizer } from '../lib/data/tokenizer.js'
 import { Model } from '../lib/model/model.js'
 import type { LoraConfig } from '../lib/peft/lora.js'
+import type { Tensor } from '../lib/tensor/tensor.js'
 
 interface Case {
   name: string
@@ -82,28 +83,35 @@ async function plainCases(base: string): Promise<Case[]> {
   return cases
 }
 
-/** New tokens on a model, with a tokenizer that knows them. */
-async function tokenCases(tied: boolean): Promise<Case[]> {
+/** New tokens on a model, with a tokenizer that knows them; predictable ones beside a token of the vocabulary. */
+async function tokenCases(tied: boolean, predictable = false): Promise<Case[]> {
   const tokenizer = await Tokenizer.fromFolder(join(goldens, 'chat/chatml/tokenizer'))
   const source = await Model.fromPretrained(join(goldens, 'models/llama_tied'), options)
   const rows = tokenizer.vocabSize
   const config = { ...source.config, vocab_size: rows, tie_word_embeddings: tied }
   await source.dispose()
-  const name = `tokens-${tied ? 'tied' : 'untied'}`
+  const name = `tokens-${tied ? 'tied' : 'untied'}${predictable ? '-predictable' : ''}`
   const base = join(folder, name, 'base')
   await using drawn = await Model.fromConfig(config, { ...options, tokenizer, seed: 11 })
   await drawn.savePretrained(base)
   const model = await Model.fromPretrained(base, options)
   model.addAdapter({ r: 3, initLoraWeights: false, targetModules: 'all-linear' })
-  const tokens = model.addTokens(['<one>', '<two>', '<three>'], { initFrom: 'mean' })
+  const known = predictable ? [model.tokenizer.convertIdsToTokens(7)!] : []
+  const tokens = model.addTokens(['<one>', '<two>', '<three>', ...known], { initFrom: 'mean', predictable })
   // Rows that differ from each other, as after training.
-  const { rows: parameter } = model.resolveAdapter(undefined)!.tokenRows!
-  parameter.value.write(Float32Array.from({ length: parameter.value.size }, (_, i) => 0.05 * Math.sin(i)))
+  for (const owner of [undefined, null]) {
+    const { rows: embedded, head } = model.resolveAdapter(owner)!.tokenRows!
+    const write = (tensor: Tensor, phase: number) =>
+      tensor.write(Float32Array.from({ length: tensor.size }, (_, i) => 0.05 * Math.sin(i + phase)))
+    write(embedded.value, 0)
+    if (head && head.rows !== embedded) write(head.rows.value, 1)
+  }
   const inputIds = [
     [1, tokens[0]!, 7, tokens[2]!, 12],
     [tokens[1]!, 4, 4, tokens[0]!, 90],
   ]
-  const logits = await logitsOf(model, inputIds, rows)
+  const columns = predictable ? rows + 3 : rows
+  const logits = await logitsOf(model, inputIds, columns)
   const adapter = join(folder, name, 'adapter')
   await model.saveAdapter(adapter)
   const merged = join(folder, name, 'merged')
@@ -111,7 +119,7 @@ async function tokenCases(tied: boolean): Promise<Case[]> {
   model.setAdapter(null)
   const rowsOnly = join(folder, name, 'rows')
   await model.saveAdapter(rowsOnly, model.resolveAdapter(null)!.name)
-  const bare = await logitsOf(model, inputIds, rows)
+  const bare = await logitsOf(model, inputIds, columns)
   await model.dispose()
   return [
     { name: `${name}: rows alone`, model: base, adapter: rowsOnly, resize: rows + 3, inputIds, logits: bare },
@@ -129,6 +137,8 @@ try {
     ...(await plainCases('qwen2')),
     ...(await tokenCases(true)),
     ...(await tokenCases(false)),
+    ...(await tokenCases(true, true)),
+    ...(await tokenCases(false, true)),
   ]
   await mkdir(folder, { recursive: true })
   const described = []

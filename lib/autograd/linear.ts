@@ -1,5 +1,6 @@
 import { invalidArgument } from '../errors.js'
 import { Tensor } from '../tensor/tensor.js'
+import { type OutputRows, overriddenWeight } from './output-rows.js'
 import type { Parameter } from './parameter.js'
 import { recordingFor, type Tape } from './tape.js'
 
@@ -24,6 +25,11 @@ export interface LinearOperands {
   bias: Parameter | null
   transposed: boolean
   lora: LoraOperands | null
+}
+
+/** An output layer: not transposed, without a bias; with rows of its own it has no low-rank update beside them. */
+export interface HeadOperands extends LinearOperands {
+  outputRows?: OutputRows | null
 }
 
 /** [outputs, inputs] of a weight. */
@@ -67,6 +73,17 @@ export function linear(x: Tensor, operands: LinearOperands): Tensor {
   const transposed = operands.transposed ? 1 : 0
   x.device.ops.linear(y, loraH, x, weight.value, bias?.value ?? null, loraX, a, b, transposed, lora?.scale ?? 0)
   if (tape) recordLinear(tape, x, y, operands, loraH, trainsLora)
+  return y
+}
+
+/** The logits of an output layer, without a tape. x [M, K] float32 → [M, outputs] float32. */
+export function logits(x: Tensor, head: HeadOperands): Tensor {
+  const { outputRows } = head
+  if (!outputRows) return linear(x, head)
+  checkLinearInput(x, head)
+  const { weight, difference } = overriddenWeight(head.weight, outputRows)
+  const y = Tensor.empty(x.device, [x.shape[0]!, weight.shape[0]!], 'float32')
+  x.device.ops.linear(y, null, x, weight, outputRows.bias, null, difference, outputRows.select, 0, 1)
   return y
 }
 

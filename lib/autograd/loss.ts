@@ -1,6 +1,7 @@
 import { invalidArgument } from '../errors.js'
 import { Tensor } from '../tensor/tensor.js'
-import { checkLinearInput, type LinearOperands } from './linear.js'
+import { checkLinearInput, type HeadOperands } from './linear.js'
+import { type OutputRows, overriddenWeight } from './output-rows.js'
 import type { Parameter } from './parameter.js'
 import { recordingFor } from './tape.js'
 
@@ -21,52 +22,70 @@ export function sum(x: Tensor, factor = 1): Tensor {
  * The gradients are computed together with the losses, for their sum, and only scaled in the backward pass: so all losses must count
  * the same in what is differentiated.
  */
-export function linearCrossEntropy(x: Tensor, head: LinearOperands, targetRows: Tensor, targets: Tensor): Tensor {
+export function linearCrossEntropy(x: Tensor, head: HeadOperands, targetRows: Tensor, targets: Tensor): Tensor {
   checkLinearInput(x, head)
-  const { weight, bias, lora } = head
+  const { weight, bias, lora, outputRows = null } = head
   if (lora?.dropout) {
     throw invalidArgument(
       `${weight.name}: LoRA dropout on the head is not supported; set loraDropout to 0 or leave the head out`,
     )
   }
   const { ops } = x.device
-  const trainable = [weight, bias, lora?.a, lora?.b].filter((p): p is Parameter => p?.requiresGrad === true)
-  const tape = recordingFor([x], trainable.length > 0)
-  const needsX = tape?.tracks(x) === true
+  const trained = [weight, bias, lora?.a, lora?.b, outputRows?.rows].some((parameter) => parameter?.requiresGrad)
+  const tape = recordingFor([x], trained)
   const losses = Tensor.empty(x.device, [targets.shape[0]!], 'float32')
-  const gradientOf = new Map<Parameter, Tensor>()
-  const dx = needsX ? Tensor.empty(x.device, x.shape, x.dtype) : null
-  if (tape) for (const p of trainable) gradientOf.set(p, Tensor.empty(x.device, p.shape, 'float32', 'gradients'))
-  const of = (parameter: Parameter | null | undefined) => (parameter ? (gradientOf.get(parameter) ?? null) : null)
+  const dx = tape?.tracks(x) ? Tensor.empty(x.device, x.shape, x.dtype) : null
+  const own = outputRows && overriddenWeight(weight, outputRows)
+  const table = own?.weight ?? weight.value
+  const gradientOf = (parameter: Parameter | null | undefined, { shape } = parameter?.value ?? table): Tensor | null =>
+    tape && parameter?.requiresGrad ? Tensor.empty(x.device, shape, 'float32', 'gradients') : null
+  const dWeight = gradientOf(weight, table)
+  const dBias = gradientOf(bias)
+  const dA = outputRows ? gradientOf(outputRows.rows, own?.difference) : gradientOf(lora?.a)
+  const dB = gradientOf(lora?.b)
   ops.linear_cross_entropy(
     losses,
     dx,
-    of(weight),
-    of(bias),
-    of(lora?.a),
-    of(lora?.b),
+    dWeight,
+    dBias,
+    dA,
+    dB,
     x,
-    weight.value,
-    bias?.value ?? null,
-    lora?.a.value ?? null,
-    lora?.b.value ?? null,
+    table,
+    outputRows ? outputRows.bias : (bias?.value ?? null),
+    own?.difference ?? lora?.a.value ?? null,
+    outputRows?.select ?? lora?.b.value ?? null,
     targetRows,
     targets,
     head.transposed ? 1 : 0,
-    lora?.scale ?? 0,
+    outputRows ? 1 : (lora?.scale ?? 0),
   )
-  tape?.record(losses, [dx, ...gradientOf.values()], (dLosses, gradients) => {
+  tape?.record(losses, [dx, dWeight, dBias, dA, dB], (dLosses, gradients) => {
     const scale = uniformOf(dLosses.uniform, 'linear_cross_entropy')
     if (dx) {
       ops.scale(dx, dx, null, scale)
       gradients.give(x, dx.retain())
     }
-    for (const [parameter, gradient] of gradientOf) {
-      const total = parameter.gradientBuffer()
-      ops.add(total, total, gradient, scale)
-    }
+    if (dWeight) accumulate(weight, outputRows ? withoutRows(dWeight, outputRows, weight.shape[0]!) : dWeight, scale)
+    if (dBias) accumulate(bias!, dBias, scale)
+    if (dA && outputRows) {
+      ops.scale(dA, dA, null, scale)
+      ops.scatter_add_rows(outputRows.rows.gradientBuffer(), dA, outputRows.index)
+    } else if (dA) accumulate(lora!.a, dA, scale)
+    if (dB) accumulate(lora!.b, dB, scale)
   })
   return losses
+}
+
+function accumulate(parameter: Parameter, gradient: Tensor, scale: number): void {
+  const total = parameter.gradientBuffer()
+  total.device.ops.add(total, total, gradient, scale)
+}
+
+/** The weight's own part of the gradient: rows that others stand in for have none. */
+function withoutRows(gradient: Tensor, { tokenIds }: OutputRows, rows: number): Tensor {
+  for (const id of tokenIds) gradient.device.ops.fill(gradient.rows(id, 1), 0)
+  return gradient.rows(0, rows)
 }
 
 function uniformOf(uniform: number | null, what: string): number {

@@ -11,6 +11,8 @@ export class Parameter {
   #value: Tensor
   #gradient: Tensor | null = null
   #requiresGrad = false
+  /** The value with zero rows behind it, of which the value itself is a view. */
+  #extended: Tensor | null = null
 
   constructor(name: string, value: Tensor, options: { requiresGrad?: boolean } = {}) {
     this.name = name
@@ -37,7 +39,28 @@ export class Parameter {
     }
     const old = this.#value
     this.#value = keep(value)
+    this.#extended?.dispose()
+    this.#extended = null
     return old
+  }
+
+  /**
+   * The value with zero rows behind it, [count, …] (or the value itself, if it has as many): one buffer with the value, which moves
+   * there the first time, so both see every update.
+   * @returns a tensor of the current scope
+   */
+  withRows(count: number): Tensor {
+    const rows = this.shape[0]!
+    if (count <= rows) return this.#value
+    if (!this.#extended || this.#extended.shape[0]! < count) {
+      const { device } = this.#value
+      const extended = scope(() => keep(Tensor.zeros(device, [count, ...this.shape.slice(1)], this.dtype, 'weights')))
+      const value = scope(() => keep(extended.rows(0, rows)))
+      device.ops.copy(value, this.#value)
+      this.exchange(value).dispose()
+      this.#extended = extended
+    }
+    return this.#extended.rows(0, count)
   }
 
   get requiresGrad(): boolean {
@@ -94,6 +117,8 @@ export class Parameter {
 
   dispose(): void {
     this.#value.dispose()
+    this.#extended?.dispose()
+    this.#extended = null
     this.dropGradient()
   }
 

@@ -9,7 +9,7 @@ import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
 import { LoraAdapter, type LoraConfig } from '../peft/lora.js'
 import { type DType, keep, scope, Tensor } from '../tensor/index.js'
 import type { ModelAdapter, ModelState } from './state.js'
-import { giveTokenRows, headShares, NEW_TOKENS, sharedRows, suppress } from './tokens.js'
+import { giveTokenRows, NEW_TOKENS, suppress } from './tokens.js'
 
 export interface LoadAdapterOptions {
   /** Default: 'default'. */
@@ -20,7 +20,12 @@ export interface LoadAdapterOptions {
 
 export function addAdapter(state: ModelState, config: LoraConfig, name: string): void {
   const adapter = LoraAdapter.create(checkName(state, name), { seed: getSeed(), ...config }, state.network)
-  giveTokenRows(state, adapter)
+  try {
+    giveTokenRows(state, adapter)
+  } catch (error) {
+    adapter.dispose()
+    throw error
+  }
   register(state, adapter)
 }
 
@@ -62,8 +67,6 @@ function register(state: ModelState, adapter: ModelAdapter): void {
 /** Tokens that an adapter trained must mean the same here: what the base's tokenizer lacks is taken from the adapter's folder. */
 async function adoptTokens(state: ModelState, folder: string, adapter: ModelAdapter): Promise<void> {
   const ids = adapter.tokenRows?.tokenIds ?? []
-  const [shared] = sharedRows(state, ids)
-  if (shared !== undefined) throw adapterMismatch(folder, `it trained token ${shared}, and ${headShares}`, { tokenId: shared })
   if (ids.length === 0 || !state.hasTokenizer) return
   if ((await readJsonObjectIfPresent(join(folder, 'tokenizer.json'))) === null) return
   const { Tokenizer } = await import('../data/tokenizer.js')
@@ -73,8 +76,9 @@ async function adoptTokens(state: ModelState, folder: string, adapter: ModelAdap
     const token = theirs.convertIdsToTokens(id)
     if (token === null || ours.convertIdsToTokens(id) === token) continue
     const got = ours.convertIdsToTokens(id) === null ? ours.addTokens([token])[0] : null
-    if (got === id) suppress(state, [id])
-    else {
+    if (got === id) {
+      if (!adapter.tokenRows!.head?.tokenIds.includes(id)) suppress(state, [id])
+    } else {
       const problem = `token ${id} is ${JSON.stringify(token)} there and ${JSON.stringify(ours.convertIdsToTokens(id))} here`
       throw adapterMismatch(folder, problem, { tokenId: id })
     }

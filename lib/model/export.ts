@@ -1,5 +1,6 @@
 /** What each weight is when a model is written: the base's own, with an adapter's updates and token rows added. */
 import type { TokenRows } from '../peft/adapter.js'
+import { isTied } from '../peft/token-rows.js'
 import { type MappedFile, scope, Tensor } from '../tensor/index.js'
 import { addLoraDelta, toFloat32 } from './adapters.js'
 import { dtypeOfFile, type Origin, originDtype } from './load.js'
@@ -27,13 +28,14 @@ export function weightExports(state: ModelState, adapter: ModelAdapter | null, b
   const { network } = state
   const headWeight = `${network.headName}.weight`
   const tokens = adapter?.tokenRows ?? state.newTokens?.tokenRows ?? null
-  const isTied = !network.parameters.has(headWeight)
-  const untied = isTied && (tokens !== null || Boolean(adapter?.replaced(headWeight) || adapter?.layers.has(network.headName)))
+  const unpredictable = (tokens?.tokenIds ?? []).filter((id) => !tokens?.head?.tokenIds.includes(id))
+  const ownHead = adapter?.replaced(headWeight) || adapter?.layers.has(network.headName)
+  const untied = isTied(network) && (unpredictable.length > 0 || Boolean(ownHead))
   const vocabSize = Math.max(network.shape.vocabSize, ...(tokens?.tokenIds ?? []).map((id) => id + 1))
   const exporter = new Exporter(state, adapter, base, tokens, vocabSize)
   const exports = [...network.parameters.keys()].map((name) => exporter.export(name, name))
   if (untied) exports.push(exporter.export(headWeight, network.linearLayers.get(network.headName)!.weight.name))
-  return { exports, vocabSize, untied, unpredictable: tokens?.tokenIds ?? [] }
+  return { exports, vocabSize, untied, unpredictable }
 }
 
 class Exporter {
@@ -107,9 +109,9 @@ class Exporter {
     )
   }
 
-  /** The embedding gets the trained rows, the head zeros: the model reads these tokens and never predicts them. */
+  /** The embedding gets the trained rows; the head those of tokens that it predicts, and zeros for those that are only read. */
   #withTokenRows(table: Tensor, name: string): Tensor {
-    const { tokenIds, rows } = this.#tokens!
+    const { tokenIds, rows, head } = this.#tokens!
     const [vocabulary, width] = table.shape as [number, number]
     const grown = Tensor.zeros(table.device, [this.#vocabSize, width], 'float32', 'other')
     const { ops } = table.device
@@ -118,6 +120,11 @@ class Exporter {
     for (const [row, id] of tokenIds.entries()) {
       if (isHead) ops.fill(grown.rows(id, 1), 0)
       else ops.copy(grown.rows(id, 1), rows.value.rows(row, 1))
+    }
+    if (isHead && head) {
+      const own = Tensor.empty(table.device, [head.tokenIds.length, width], 'float32')
+      ops.gather_rows(own, head.rows.value, head.index)
+      for (const [i, id] of head.tokenIds.entries()) ops.copy(grown.rows(id, 1), own.rows(i, 1))
     }
     return grown
   }

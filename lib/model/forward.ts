@@ -126,7 +126,7 @@ export function forward(
   batch: BatchData,
   options: ForwardOptions,
 ): ForwardResult {
-  checkBatch(batch, network)
+  checkBatch(batch, network, adapter)
   const requested = requestedRows(batch, options.outputRows)
   const rows = union(requested, batch.targetRows)
   if (rows.length === 0)
@@ -171,7 +171,11 @@ function isTrainable(network: CausalLM, adapter: Adapter | null): boolean {
   return false
 }
 
-function checkBatch({ inputIds, positions, end, targetRows, targetIds }: BatchData, { shape }: CausalLM): void {
+function checkBatch(
+  { inputIds, positions, end, targetRows, targetIds }: BatchData,
+  { shape }: CausalLM,
+  adapter: Adapter | null,
+): void {
   const tokens = inputIds.length
   if (tokens === 0) throw invalidArgument('forward: the batch is empty')
   if (positions.length !== tokens || end.length !== tokens) {
@@ -181,6 +185,12 @@ function checkBatch({ inputIds, positions, end, targetRows, targetIds }: BatchDa
   }
   if (targetRows.length !== targetIds.length) {
     throw invalidArgument(`forward: ${targetRows.length} targetRows need as many targetIds; got ${targetIds.length}`)
+  }
+  const predictable = adapter?.tokenRows?.head?.tokenIds ?? []
+  const outside = targetIds.find((id) => id < 0 || (id >= shape.vocabSize && !predictable.includes(id)))
+  if (outside !== undefined) {
+    const why = adapter?.tokenRows?.tokenIds.includes(outside) ? '; it was added with predictable: false, give it no label' : ''
+    throw invalidArgument(`forward: the model does not predict token ${outside}, which is a target${why}`, { tokenId: outside })
   }
   const last = positions.reduce((largest, position) => Math.max(largest, position), 0)
   if (last < shape.maxPositionEmbeddings) return

@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { invalidArgument } from '../errors.js'
 import { parseOptions } from '../options.js'
 import type { TokenRows } from '../peft/adapter.js'
-import { createTokenRows } from '../peft/token-rows.js'
+import { checkHead, createTokenRows, isTied } from '../peft/token-rows.js'
 import { TokensAdapter } from '../peft/tokens.js'
 import { scope, Tensor } from '../tensor/index.js'
 import type { ModelAdapter, ModelState } from './state.js'
@@ -10,9 +10,12 @@ import type { ModelAdapter, ModelState } from './state.js'
 export interface AddTokensOptions {
   /** Train the rows. Default: true. */
   trainable?: boolean
-  /** Whether the model may generate them. Only false (default) is there yet: no row in the head, never generated. */
-  predictable?: false
-  /** The rows' first values: the mean of all embedding rows (default), or zeros. */
+  /**
+   * Whether the model may generate them. true: they have trained rows in the head too, which are those of the embedding on a model whose
+   * head is tied to it. false (default): they have no row in the head and are never generated.
+   */
+  predictable?: boolean
+  /** The first values of new tokens' rows: the mean of all rows (default), or zeros. Tokens of the vocabulary start from their own. */
   initFrom?: 'mean' | 'zeros'
 }
 
@@ -27,84 +30,124 @@ export const NEW_TOKENS = 'new-tokens'
 
 /**
  * Adds tokens to the tokenizer, and rows for them to every adapter and to the bare base. Tokens that the vocabulary had already get
- * rows of their own too, which stand in for the base's, unless the head shares them.
+ * rows of their own too, which stand in for the base's.
  * @returns the tokens' ids
  */
 export function addTokens(state: ModelState, tokens: readonly string[], options: AddTokensOptions | undefined): number[] {
   const { trainable, predictable, initFrom } = parseOptions(optionsSchema, options, 'AddTokensOptions')
-  if (predictable) {
-    throw invalidArgument(
-      'AddTokensOptions.predictable: tokens that the model can generate need new rows in its head, which is not there yet',
-    )
-  }
   if (!Array.isArray(tokens) || tokens.length === 0) throw invalidArgument('addTokens: expected a list of one token or more')
-  const shared = sharedRows(state, tokens.map((token) => state.tokenizer.convertTokensToIds(token)).filter(isId))
-  if (shared.length > 0) {
-    const token = state.tokenizer.convertIdsToTokens(shared[0]!)
-    throw invalidArgument(`addTokens: ${JSON.stringify(token)} is a token already, and ${headShares}; add a new token instead`)
-  }
+  const known = tokens.map((token) => state.tokenizer.convertTokensToIds(token)).filter((id) => id !== null)
+  if (predictable) for (const adapter of [null, ...state.adapters.values()]) checkHead(state.network, adapter)
+  else refusePredicted(state, known)
   const ids = state.tokenizer.addTokens(tokens)
-  const unique = [...new Set(ids)]
-  scope(() => {
-    const first = initFrom === 'mean' ? embeddingMean(state) : null
-    for (const adapter of state.adapters.values())
-      adapter.setTokenRows(extended(state, adapter.tokenRows, unique, first, trainable))
-    const rows = extended(state, state.newTokens?.tokenRows ?? null, unique, first, trainable)
-    if (state.newTokens) state.newTokens.setTokenRows(rows)
-    else state.newTokens = new TokensAdapter(NEW_TOKENS, rows)
-  })
-  suppress(state, unique)
+  const added = [...new Set(ids)]
+  giveToAll(state, { added, predictable: predictable ? added : [], known, initFrom, trainable })
+  if (predictable) allow(state, added)
+  else suppress(state, added)
   return ids
 }
 
-const isId = (id: number | null) => id !== null
+interface Plan {
+  added: readonly number[]
+  /** Those of the added tokens that the head gets rows for. */
+  predictable: readonly number[]
+  /** Tokens that have rows in the base. */
+  known: readonly number[]
+  initFrom: 'mean' | 'zeros'
+  trainable: boolean
+}
 
-export const headShares =
-  "its embedding row is the head's too (tie_word_embeddings), where only new tokens get rows of their own"
+function giveToAll(state: ModelState, plan: Plan): void {
+  scope(() => {
+    for (const adapter of state.adapters.values()) adapter.setTokenRows(extended(state, adapter.tokenRows, plan))
+    const rows = extended(state, state.newTokens?.tokenRows ?? null, plan)
+    if (state.newTokens) state.newTokens.setTokenRows(rows)
+    else state.newTokens = new TokensAdapter(NEW_TOKENS, rows)
+  })
+}
 
-/**
- * Which of these tokens' embedding rows the head uses to predict them: on a tied model, those of the vocabulary that may be generated.
- * In PEFT a trained row would replace the head's too; here it is read only. Without a tokenizer every row may be a token's.
- */
-export function sharedRows(state: ModelState, ids: readonly number[]): number[] {
-  const { parameters, headName, shape } = state.network
-  if (parameters.has(`${headName}.weight`)) return []
+/** What may be generated stays so: a trained row on a tied model is the head's too, and a head's own row would be lost. */
+function refusePredicted(state: ModelState, known: readonly number[]): void {
+  const { shape } = state.network
   const suppressed = (state.generationConfig.suppress_tokens ?? []) as number[]
-  const isToken = (id: number) => !state.hasTokenizer || state.tokenizer.convertIdsToTokens(id) !== null
-  return ids.filter((id) => id < shape.vocabSize && !suppressed.includes(id) && isToken(id))
+  const owners = [...state.adapters.values(), state.newTokens]
+  const id = known.find((id) => {
+    if (owners.some((owner) => owner?.tokenRows?.head?.tokenIds.includes(id))) return true
+    return isTied(state.network) && id < shape.vocabSize && !suppressed.includes(id)
+  })
+  if (id === undefined) return
+  const token = JSON.stringify(state.tokenizer.convertIdsToTokens(id))
+  throw invalidArgument(
+    `addTokens: ${token} is a token that the model generates, by the row that would be trained; say { predictable: true }, or add a new token`,
+  )
 }
 
 /** A copy of the base's added rows for a new adapter. */
 export function giveTokenRows(state: ModelState, adapter: ModelAdapter): void {
   const rows = state.newTokens?.tokenRows
-  if (rows) scope(() => adapter.setTokenRows(extended(state, rows, [], null, rows.rows.requiresGrad)))
+  if (!rows) return
+  if (rows.head) checkHead(state.network, adapter)
+  const plan = { added: [], predictable: [], known: [], initFrom: 'zeros', trainable: rows.rows.requiresGrad } as const
+  scope(() => adapter.setTokenRows(extended(state, rows, plan)))
 }
 
-/** Rows for the tokens of `old` (with their values) and those of `added` that it lacks (with the value `first`, or zeros). */
+/** Rows for the tokens of `old`, with their values, and for those of `added` that it lacks. */
 function extended(
   state: ModelState,
   old: TokenRows | null,
-  added: readonly number[],
-  first: Tensor | null,
-  trainable: boolean,
+  { added, predictable, known, initFrom, trainable }: Plan,
 ): TokenRows {
-  const known = old?.tokenIds ?? []
-  const fresh = added.filter((id) => !known.includes(id))
-  const rows = createTokenRows(state.network, state.network.embeddingName, [...known, ...fresh])
-  const { ops } = state.device
-  if (old) ops.copy(rows.rows.value.rows(0, known.length), old.rows.value)
-  if (first) for (const i of fresh.keys()) ops.copy(rows.rows.value.rows(known.length + i, 1), first)
+  const { network } = state
+  const union = (before: readonly number[], more: readonly number[]) => [...new Set([...before, ...more])]
+  const tokenIds = union(old?.tokenIds ?? [], added)
+  const predicted = union(old?.head?.tokenIds ?? [], predictable)
+  const rows = createTokenRows(network, tokenIds, { predictable: predicted })
+  const first = (table: Tensor) => (initFrom === 'mean' ? meanRow(table) : null)
+  const embedding = network.parameters.get(`${network.embeddingName}.weight`)!.value
+  fillRows(rows.rows.value, embedding, { old: old?.rows.value, from: old?.tokenIds, tokenIds, known, first })
   rows.rows.requiresGrad = trainable
+  if (rows.head && rows.head.rows !== rows.rows) {
+    const weight = network.linearLayers.get(network.headName)!.weight.value
+    fillRows(rows.head.rows.value, weight, {
+      old: old?.head?.rows.value,
+      from: old?.head?.tokenIds,
+      tokenIds: predicted,
+      known,
+      first,
+    })
+    rows.head.rows.requiresGrad = trainable
+  }
   return rows
+}
+
+interface Filling {
+  /** Rows that there were, and their tokens: the first ones of `tokenIds`. */
+  old: Tensor | undefined
+  from: readonly number[] | undefined
+  tokenIds: readonly number[]
+  known: readonly number[]
+  first: (table: Tensor) => Tensor | null
+}
+
+function fillRows(rows: Tensor, table: Tensor, { old, from = [], tokenIds, known, first }: Filling): void {
+  const { ops } = rows.device
+  if (old) ops.copy(rows.rows(0, from.length), old)
+  const fresh = tokenIds.slice(from.length)
+  if (fresh.length === 0) return
+  const start = fresh.every((id) => known.includes(id) && id < table.shape[0]!) ? null : first(table)
+  for (const [i, id] of fresh.entries()) {
+    const row = rows.rows(from.length + i, 1)
+    if (known.includes(id) && id < table.shape[0]!) ops.copy(row, table.rows(id, 1))
+    else if (start) ops.copy(row, start)
+  }
 }
 
 /** Rows at a time, so that no float32 copy of the whole table is made. */
 const chunk = 4096
 
-/** float32 [1, hidden] */
-function embeddingMean(state: ModelState): Tensor {
-  const { device, network } = state
-  const table = network.parameters.get(`${network.embeddingName}.weight`)!.value
+/** The mean of a table's rows, float32 [1, hidden]. */
+function meanRow(table: Tensor): Tensor {
+  const { device } = table
   const [vocabulary, width] = table.shape as [number, number]
   const mean = Tensor.zeros(device, [1, width], 'float32')
   for (let start = 0; start < vocabulary; start += chunk) {
@@ -122,8 +165,14 @@ function embeddingMean(state: ModelState): Tensor {
 
 /** A padded vocabulary has logits for ids that no token had: the new ones must not be chosen. */
 export function suppress(state: ModelState, ids: readonly number[]): void {
-  const predictable = ids.filter((id) => id < state.network.shape.vocabSize)
-  if (predictable.length === 0) return
+  const inVocabulary = ids.filter((id) => id < state.network.shape.vocabSize)
+  if (inVocabulary.length === 0) return
   const known = (state.generationConfig.suppress_tokens ?? []) as number[]
-  state.generationConfig.suppress_tokens = [...new Set([...known, ...predictable])]
+  state.generationConfig.suppress_tokens = [...new Set([...known, ...inVocabulary])]
+}
+
+function allow(state: ModelState, ids: readonly number[]): void {
+  const known = state.generationConfig.suppress_tokens as number[] | undefined
+  if (!known?.some((id) => ids.includes(id))) return
+  state.generationConfig.suppress_tokens = known.filter((id) => !ids.includes(id))
 }

@@ -12,12 +12,12 @@ import {
   type EmbeddingLayer,
   FusedProjection,
   headLogits,
+  headOperands,
   inContext,
   type LayerContext,
   type LinearLayer,
   layerNorm,
   linear,
-  linearOperands,
   ModelBuilder,
   type NormLayer,
   type ParameterSource,
@@ -160,7 +160,7 @@ function create(config: Gpt2Config, params: ParameterSource, { dtype }: CreateOp
     return runStages(x, [...stages, (x) => layerNorm(x, weights.norm, call)], options.gradientCheckpointing ?? false)
   }
 
-  const headOf = (adapter: ForwardInput['adapter']) => linearOperands(weights.head, { adapter, dropoutRng: null })
+  const headOf = (adapter: ForwardInput['adapter']) => headOperands(weights.head, adapter)
   return {
     shape: config,
     parameters: build.parameters,

@@ -2,10 +2,10 @@ import { add, gatherRows, linearCrossEntropy, reshape, ropeInPlace, swiglu, Tape
 import {
   type EmbeddingLayer,
   headLogits,
+  headOperands,
   type LayerContext,
   type LinearLayer,
   linear,
-  linearOperands,
   ModelBuilder,
   type NormLayer,
   type ParameterSource,
@@ -171,7 +171,7 @@ function create(config: LlamaConfig, params: ParameterSource, { dtype }: CreateO
     return runStages(x, [...stages, (x) => rmsNorm(x, weights.norm, call)], options.gradientCheckpointing ?? false)
   }
 
-  const headOf = (adapter: ForwardInput['adapter']) => linearOperands(weights.head, { adapter, dropoutRng: null })
+  const headOf = (adapter: ForwardInput['adapter']) => headOperands(weights.head, adapter)
   return {
     shape: config,
     parameters: build.parameters,

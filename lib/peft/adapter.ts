@@ -1,4 +1,7 @@
-import type { EmbeddingRows, Parameter } from '../autograd/index.js'
+import type { EmbeddingRows, OutputRows, Parameter } from '../autograd/index.js'
+
+/** The part of a parameter's name in PEFT's files that stands for the wrapped base model. */
+export const PEFT_PREFIX = 'base_model.model.'
 
 /** The low-rank update of one linear layer. */
 export interface LoraLayer {
@@ -18,6 +21,11 @@ export interface LoraLayer {
 export interface TokenRows extends EmbeddingRows {
   /** token ids, in the order of the rows */
   tokenIds: readonly number[]
+  /**
+   * Those of the tokens that the head predicts by rows that are trained with these: the same ones where embedding and head share their
+   * weight, else rows of their own. null: none; such tokens are read only.
+   */
+  head: OutputRows | null
 }
 
 /**

@@ -3,14 +3,16 @@ import { invalidArgument, QuantuneError } from '../errors.js'
 import { corruptFile } from '../formats/errors.js'
 import { isJsonObject, type JsonObject, readJsonObject } from '../formats/json.js'
 import type { CausalLM } from '../models/causal-lm.js'
+import type { TokenRows } from './adapter.js'
 import type { LoraAdapter, LoraConfig } from './lora.js'
+import { isTied } from './token-rows.js'
 import type { TokensAdapter } from './tokens.js'
 
 export interface StoredAdapterConfig {
   /** null: the adapter has token rows and nothing else. */
   config: LoraConfig | null
-  /** Tokens whose embedding rows the adapter trained, in the order of the rows; empty if none. */
-  tokenIds: number[]
+  /** Tokens whose rows the adapter trained, in the order of the rows, by module; '' is the embedding, whatever it is called. */
+  tokenIds: ReadonlyMap<string, readonly number[]>
 }
 
 /** Fields that say where an adapter came from, not what it computes. */
@@ -68,9 +70,10 @@ export async function readAdapterConfig(path: string): Promise<StoredAdapterConf
     throw invalidArgument(`${path}: ${field} = ${JSON.stringify(value)} is not supported`, { path, field })
   }
   if (type === 'TRAINABLE_TOKENS') {
-    const tokenIds = tokenIdsOf(path, json.token_indices)
-    if (tokenIds.length === 0) throw corruptFile(path, 'token_indices is empty')
-    return { config: null, tokenIds }
+    const ids = tokenIdsOf(path, json.token_indices)
+    if (ids.length === 0) throw corruptFile(path, 'token_indices is empty')
+    const modules = Array.isArray(json.target_modules) ? json.target_modules.map(String) : ['']
+    return { config: null, tokenIds: new Map(modules.map((module) => [module, ids])) }
   }
   const { init_lora_weights: start } = json
   if (!harmlessStarts.has(start)) {
@@ -79,7 +82,7 @@ export async function readAdapterConfig(path: string): Promise<StoredAdapterConf
       { path },
     )
   }
-  return { config: loraConfigOf(json), tokenIds: tokenIdsOf(path, json.trainable_token_indices) }
+  return { config: loraConfigOf(json), tokenIds: tokensByModule(path, json.trainable_token_indices) }
 }
 
 function isOff(value: unknown): boolean {
@@ -108,20 +111,16 @@ function loraConfigOf(json: JsonObject): LoraConfig {
   return Object.fromEntries(Object.entries(config).filter(([, value]) => value !== undefined)) as LoraConfig
 }
 
-function tokenIdsOf(path: string, value: unknown): number[] {
-  if (value === null || value === undefined) return []
-  const lists = isJsonObject(value) ? Object.values(value) : [value]
-  const ids = lists[0] ?? []
-  const same = lists.every((list) => JSON.stringify(list) === JSON.stringify(ids))
-  if (
-    !same ||
-    !Array.isArray(ids) ||
-    !ids.every((id) => Number.isSafeInteger(id) && id >= 0) ||
-    new Set(ids).size < ids.length
-  ) {
-    throw corruptFile(path, `token indices ${JSON.stringify(value)} must be one list of different token ids`)
-  }
-  return ids
+function tokensByModule(path: string, value: unknown): Map<string, number[]> {
+  if (value === null || value === undefined) return new Map()
+  const lists = isJsonObject(value) ? Object.entries(value) : [['', value] as const]
+  return new Map(lists.map(([module, ids]) => [module, tokenIdsOf(path, ids)]))
+}
+
+function tokenIdsOf(path: string, ids: unknown): number[] {
+  const isId = (id: unknown) => Number.isSafeInteger(id) && (id as number) >= 0
+  if (Array.isArray(ids) && ids.every(isId) && new Set(ids).size === ids.length) return ids
+  throw corruptFile(path, `token indices ${JSON.stringify(ids)} must be a list of different token ids`)
 }
 
 /** An adapter's configuration in PEFT's words. */
@@ -134,6 +133,12 @@ export function adapterConfigJson(
 }
 
 function tokensConfigJson({ tokenRows }: TokensAdapter, network: CausalLM, baseModel: string | null): JsonObject {
+  const trained = tokensByName(tokenRows, network)
+  if (Object.values(trained).some((ids) => ids.length < tokenRows.tokenIds.length)) {
+    throw invalidArgument(
+      'tokens that are predictable and tokens that are not cannot be saved without another adapter: PEFT has one list for both; add a LoRA adapter and save that',
+    )
+  }
   return {
     auto_mapping: null,
     base_model_name_or_path: baseModel,
@@ -141,10 +146,16 @@ function tokensConfigJson({ tokenRows }: TokensAdapter, network: CausalLM, baseM
     init_weights: true,
     peft_type: 'TRAINABLE_TOKENS',
     revision: null,
-    target_modules: [lastPart(network.embeddingName)],
+    target_modules: Object.keys(trained),
     task_type: 'CAUSAL_LM',
     token_indices: tokenRows.tokenIds,
   }
+}
+
+/** The tokens of each module that has rows of its own: a tied head follows the embedding. */
+function tokensByName({ tokenIds, head }: TokenRows, network: CausalLM): Record<string, readonly number[]> {
+  const own = head && !isTied(network) ? { [lastPart(network.headName)]: head.tokenIds } : {}
+  return { [lastPart(network.embeddingName)]: tokenIds, ...own }
 }
 
 const lastPart = (name: string) => name.slice(name.lastIndexOf('.') + 1)
@@ -176,7 +187,10 @@ function loraConfigJson(adapter: LoraAdapter, network: CausalLM, baseModel: stri
     use_dora: false,
     use_rslora: config.useRslora,
   }
-  if (adapter.tokenRows) json.trainable_token_indices = adapter.tokenRows.tokenIds
+  if (adapter.tokenRows) {
+    const trained = tokensByName(adapter.tokenRows, network)
+    json.trainable_token_indices = Object.keys(trained).length > 1 ? trained : adapter.tokenRows.tokenIds
+  }
   return json
 }
 

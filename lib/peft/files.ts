@@ -2,22 +2,24 @@
 import { access } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Parameter } from '../autograd/index.js'
-import { QuantuneError } from '../errors.js'
+import { invalidArgument, QuantuneError } from '../errors.js'
 import { writeJsonAtomically } from '../formats/atomic-file.js'
 import { elementsOf } from '../formats/dtypes.js'
 import { corruptFile, missingFile } from '../formats/errors.js'
+import { readJsonObjectIfPresent } from '../formats/json.js'
 import { readSafetensorsHeader, type SafetensorsEntry } from '../formats/safetensors.js'
 import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
 import { readTensorBytes } from '../formats/weight-files.js'
 import type { CausalLM } from '../models/causal-lm.js'
-import type { TokenRows } from './adapter.js'
+import { PEFT_PREFIX, type TokenRows } from './adapter.js'
 import { adapterConfigJson, adapterMismatch, readAdapterConfig } from './config-file.js'
-import { LoraAdapter, PEFT_PREFIX } from './lora.js'
-import { createTokenRows } from './token-rows.js'
+import { LoraAdapter } from './lora.js'
+import { checkHead, createTokenRows, isTied } from './token-rows.js'
 import { TokensAdapter } from './tokens.js'
 
 export const ADAPTER_CONFIG = 'adapter_config.json'
 export const ADAPTER_WEIGHTS = 'adapter_model.safetensors'
+const GENERATION_CONFIG = 'generation_config.json'
 
 const tokenDelta = '.trainable_tokens_delta'
 
@@ -39,10 +41,12 @@ export async function loadAdapterFiles(
   const { config, tokenIds } = await readAdapterConfig(join(folder, ADAPTER_CONFIG))
   const path = join(folder, ADAPTER_WEIGHTS)
   const { entries } = await readWeightsHeader(folder, path)
-  const makeRows = () => createTokenRows(network, network.embeddingName, tokenIds)
+  const tokens = tokensOf(path, tokenIds, network, await neverGenerated(folder))
+  const makeRows = () => createTokenRows(network, tokens.embedded, { predictable: tokens.predictable })
   const adapter = config === null ? new TokensAdapter(name, makeRows()) : createFor(path, name, config, network)
   try {
-    if (adapter.type === 'lora' && tokenIds.length > 0) adapter.setTokenRows(makeRows())
+    if (adapter.type === 'lora' && tokens.embedded.length > 0) adapter.setTokenRows(makeRows())
+    if (adapter.tokenRows?.head) checkHead(network, adapter)
     await checkExtraTensors(path, entries, adapter, network)
     for (const [tensor, parameter] of adapter.parameters()) {
       const stored = fileName(adapter, tensor)
@@ -54,6 +58,39 @@ export async function loadAdapterFiles(
     adapter.dispose()
     throw error
   }
+}
+
+interface StoredTokens {
+  embedded: readonly number[]
+  /** Those of them that the head has rows for. */
+  predictable: readonly number[]
+}
+
+/** PEFT's rule: rows of a tied embedding are the head's too. Tokens that are only read are said to be suppressed. */
+function tokensOf(
+  path: string,
+  stored: ReadonlyMap<string, readonly number[]>,
+  network: CausalLM,
+  suppressed: readonly number[],
+): StoredTokens {
+  const rowsOf = (name: string) =>
+    [...stored].find(([module]) => module !== '' && (name === module || name.endsWith(`.${module}`)))?.[1]
+  const head = rowsOf(network.headName)
+  const embedded = stored.get('') ?? rowsOf(network.embeddingName) ?? []
+  const refuse = (what: string) => invalidArgument(`${path}: ${what} are not supported`, { path })
+  if (stored.size > (stored.has('') || rowsOf(network.embeddingName) ? 1 : 0) + (head ? 1 : 0))
+    throw refuse(`token rows of ${[...stored.keys()].join(', ')}`)
+  if (head?.some((id) => !embedded.includes(id))) throw refuse('token rows of the head without rows of the embedding')
+  if (isTied(network)) {
+    if (head && head.length < embedded.length) throw refuse('different token rows of embedding and head, which are tied,')
+    return { embedded, predictable: embedded.filter((id) => !suppressed.includes(id)) }
+  }
+  return { embedded, predictable: head ?? [] }
+}
+
+async function neverGenerated(folder: string): Promise<readonly number[]> {
+  const json = await readJsonObjectIfPresent(join(folder, GENERATION_CONFIG))
+  return (json?.suppress_tokens ?? []) as number[]
 }
 
 async function readWeightsHeader(folder: string, path: string) {
@@ -120,7 +157,7 @@ async function checkExtraTensors(
     const { name: tensor, shape } = entry
     if (expected.has(tensor)) continue
     const [module, isDelta] = baseModuleOf(tensor)
-    const tied = module === network.headName && network.linearLayers.get(module)?.weight.name !== `${module}.weight`
+    const tied = module === network.headName && isTied(network)
     // On a tied model PEFT writes the tokens' rows for the head too: the same ones.
     if (isDelta && tied && adapter.tokenRows) continue
     const isEmbedding = module === network.embeddingName || module === network.headName
@@ -183,12 +220,22 @@ export async function saveAdapterFiles(
   const tensors = parameters.map(
     ({ name, shape }, i): SafetensorsSource => ({ name: fileName(adapter, name), dtype: 'F32', shape, data: values[i]! }),
   )
+  const config = adapterConfigJson(adapter, network, baseModel)
   const rows = adapter.tokenRows?.rows
-  const headIsTied = !network.parameters.has(`${network.headName}.weight`)
-  if (rows && headIsTied) {
+  if (rows && isTied(network)) {
     const name = fileName(adapter, `${PEFT_PREFIX}${network.headName}.token_adapter${tokenDelta}`)
     tensors.push({ name, dtype: 'F32', shape: rows.shape, data: values[parameters.indexOf(rows)]! })
   }
   await writeSafetensors(join(folder, ADAPTER_WEIGHTS), tensors, { format: 'pt' })
-  await writeJsonAtomically(join(folder, ADAPTER_CONFIG), adapterConfigJson(adapter, network, baseModel))
+  if (adapter.tokenRows) await writeNeverGenerated(folder, adapter.tokenRows)
+  await writeJsonAtomically(join(folder, ADAPTER_CONFIG), config)
+}
+
+/** PEFT's files cannot say that a token is read only. */
+async function writeNeverGenerated(folder: string, { tokenIds, head }: TokenRows): Promise<void> {
+  const path = join(folder, GENERATION_CONFIG)
+  const before = await readJsonObjectIfPresent(path)
+  const others = ((before?.suppress_tokens ?? []) as number[]).filter((id) => !tokenIds.includes(id))
+  const own = tokenIds.filter((id) => !head?.tokenIds.includes(id))
+  if (before || own.length > 0) await writeJsonAtomically(path, { ...before, suppress_tokens: [...others, ...own] })
 }

@@ -6,8 +6,9 @@ import { type Initializer, initialize } from '../nn/index.js'
 import { parseOptions } from '../options.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
-import type { Adapter, LoraLayer, TokenRows } from './adapter.js'
+import { type Adapter, type LoraLayer, PEFT_PREFIX, type TokenRows } from './adapter.js'
 import { matchesModule, selectModules } from './target-modules.js'
+import { disposeTokenRows, parametersOf } from './token-rows.js'
 
 const modules = z.union([z.array(z.string()), z.instanceof(RegExp), z.string()])
 
@@ -51,9 +52,6 @@ export const loraConfigSchema = z.strictObject({
 
 export type LoraConfig = z.input<typeof loraConfigSchema>
 export type ResolvedLoraConfig = z.output<typeof loraConfigSchema>
-
-/** The part of a parameter's name in PEFT's files that stands for the wrapped base model. */
-export const PEFT_PREFIX = 'base_model.model.'
 
 /**
  * LoRA (Hu et al. 2021): y = x Wᵀ + s (dropout(x) Aᵀ) Bᵀ for the chosen linear layers, s = alpha / r. Owns A and B, its copies of
@@ -124,16 +122,16 @@ export class LoraAdapter implements Adapter {
   /** Gives the adapter rows for tokens; they become one of its parameters. */
   setTokenRows(rows: TokenRows): void {
     if (this.#tokenRows) {
-      this.#parameters.delete(this.#tokenRows.rows.name)
+      for (const { name } of parametersOf(this.#tokenRows)) this.#parameters.delete(name)
       disposeTokenRows(this.#tokenRows)
     }
     this.#tokenRows = rows
-    this.#parameters.set(rows.rows.name, rows.rows)
+    for (const parameter of parametersOf(rows)) this.#parameters.set(parameter.name, parameter)
   }
 
   dispose(): void {
     for (const parameter of this.#parameters.values()) parameter.dispose()
-    this.#tokenRows?.rowOf.dispose()
+    if (this.#tokenRows) disposeTokenRows(this.#tokenRows)
   }
 
   #copyBiases(network: CausalLM): void {
@@ -201,9 +199,4 @@ function createLayer(module: string, site: number, info: LinearLayerInfo, config
 function patternValue(patterns: Record<string, number>, module: string): number | undefined {
   const key = Object.keys(patterns).find((pattern) => new RegExp(`^(?:.*\\.)?(?:${pattern})$`).test(module))
   return key === undefined ? undefined : patterns[key]
-}
-
-function disposeTokenRows({ rows, rowOf }: TokenRows): void {
-  rows.dispose()
-  rowOf.dispose()
 }

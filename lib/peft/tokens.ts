@@ -1,8 +1,9 @@
 import type { Parameter } from '../autograd/index.js'
 import type { Adapter, LoraLayer, TokenRows } from './adapter.js'
+import { disposeTokenRows, parametersOf } from './token-rows.js'
 
 /**
- * Embedding rows for tokens and nothing else (PEFT's TRAINABLE_TOKENS): what calls without another adapter use for added tokens, and
+ * Rows for tokens and nothing else (PEFT's TRAINABLE_TOKENS): what calls without another adapter use for added tokens, and
  * embedding-only training trains.
  */
 export class TokensAdapter implements Adapter {
@@ -29,8 +30,7 @@ export class TokensAdapter implements Adapter {
   }
 
   parameters(): ReadonlyMap<string, Parameter> {
-    const { rows } = this.#tokenRows
-    return new Map([[rows.name, rows]])
+    return new Map(parametersOf(this.#tokenRows).map((parameter) => [parameter.name, parameter]))
   }
 
   lora(): LoraLayer | null {
@@ -42,7 +42,6 @@ export class TokensAdapter implements Adapter {
   }
 
   dispose(): void {
-    this.#tokenRows.rows.dispose()
-    this.#tokenRows.rowOf.dispose()
+    disposeTokenRows(this.#tokenRows)
   }
 }

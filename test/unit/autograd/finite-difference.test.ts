@@ -3,6 +3,8 @@ import type { Parameter } from '../../../lib/autograd/index.js'
 import { Batch } from '../../../lib/data/batch.js'
 import type { CausalLM } from '../../../lib/models/index.js'
 import { LoraAdapter } from '../../../lib/peft/lora.js'
+import { createTokenRows } from '../../../lib/peft/token-rows.js'
+import { TokensAdapter } from '../../../lib/peft/tokens.js'
 import { Device } from '../../../lib/tensor/device.js'
 import { createNetwork, disposeNetwork, lossOf, trainingPass } from '../../support/network.js'
 
@@ -24,7 +26,7 @@ const LLAMA = {
 const GPT2 = { model_type: 'gpt2', vocab_size: 37, n_embd: 24, n_layer: 2, n_head: 3, n_positions: 64, initializer_range: 0.3 }
 
 /** Two samples that share a prefix with a label inside it, and a token that nothing attends to. */
-const batch = Batch.pack(
+const shared = Batch.pack(
   [
     { inputIds: [3, 9, 4, 1, 30, 7, 7, 2], labels: [-100, -100, 4, -100, 30, 7, -100, 2] },
     { inputIds: [3, 9, 4, 1, 12, 36, 5], labels: [-100, -100, 4, -100, -100, 36, 5] },
@@ -37,6 +39,7 @@ async function worstError(
   network: CausalLM,
   parameters: Iterable<Parameter>,
   options = {},
+  batch: Batch = shared,
 ): Promise<{ name: string; error: number }> {
   await trainingPass(network, batch, options)
   let worst = { name: 'none', error: 0 }
@@ -98,6 +101,30 @@ t.test('gradients of LoRA on every linear layer, head included, are those of the
     )
     adapter.dispose()
     disposeNetwork(network)
+  }
+})
+
+/** Token 5 has a row in the place of the base's, 37 and 40 beyond the vocabulary; 38 and 39 cannot come. */
+t.test('gradients of rows of tokens in embedding and head are those of the loss', async (t) => {
+  const tokens = Batch.fromPadded({ inputIds: [[3, 37, 5, 1, 40, 37, 9]], labels: [[-100, 37, 5, -100, 40, 37, 9]] })
+  for (const tied of [true, false]) {
+    for (const dtype of ['float32', 'bfloat16'] as const) {
+      const network = createNetwork(await Device.open('cpu'), { ...LLAMA, tie_word_embeddings: tied }, { dtype })
+      const values = Float32Array.from({ length: 4 * 24 }, (_, i) => 0.4 * Math.sin(5 * i))
+      const rows = createTokenRows(network, [11, 37, 5, 40], { values, predictable: [5, 40, 37] })
+      const adapter = new TokensAdapter('tokens', rows)
+      if (!tied) rows.head!.rows.value.write(values.subarray(0, 3 * 24))
+      t.equal(adapter.parameters().size, tied ? 1 : 2)
+      if (dtype === 'float32') {
+        const { name, error } = await worstError(network, adapter.parameters().values(), { adapter }, tokens)
+        t.ok(error < 0.003, `tied ${tied}, ${name}: ${error}`)
+      } else {
+        await trainingPass(network, tokens, { adapter })
+        for (const parameter of adapter.parameters().values()) t.ok((await parameter.grad())!.every(Number.isFinite))
+      }
+      adapter.dispose()
+      disposeNetwork(network)
+    }
   }
 })
 

@@ -22,13 +22,16 @@ t.test("PEFT's fields", async (t) => {
   const { config, tokenIds } = await read({})
   t.match(config, { type: 'lora', r: original.r, loraAlpha: original.lora_alpha, useRslora: true, bias: 'none' })
   t.same(new Set(config!.targetModules as string[]), new Set(['q_proj', 'v_proj']))
-  t.same(tokenIds, [])
+  t.equal(tokenIds.size, 0)
   t.match((await read({ target_modules: 'all-linear' })).config, { targetModules: 'all-linear' })
   t.match((await read({ init_lora_weights: 'eva' })).config, { initLoraWeights: true })
   t.match((await read({ layers_to_transform: 1 })).config, { layersToTransform: 1 })
-  t.same((await read({ trainable_token_indices: [5, 3] })).tokenIds, [5, 3])
-  t.same((await read({ trainable_token_indices: { embed_tokens: [5, 3] } })).tokenIds, [5, 3])
-  await t.rejects(read({ trainable_token_indices: { embed_tokens: [5], lm_head: [6] } }), { code: 'ERR_CORRUPT_FILE' })
+  const tokens = async (indices: unknown) => [...(await read({ trainable_token_indices: indices })).tokenIds]
+  t.same(await tokens([5, 3]), [['', [5, 3]]])
+  t.same(await tokens({ embed_tokens: [5, 3], lm_head: [5] }), [
+    ['embed_tokens', [5, 3]],
+    ['lm_head', [5]],
+  ])
   await t.rejects(read({ trainable_token_indices: [5, 5] }), { code: 'ERR_CORRUPT_FILE' })
 })
 
@@ -76,4 +79,24 @@ t.test('folders that are damaged', async (t) => {
   await model.device.settled()
   t.equal(before, model.memoryUsage().current.adapters)
   t.equal(model.memoryUsage().current.adapters, 0, 'nothing stays of what failed')
+})
+
+t.test('token rows of modules', async (t) => {
+  const target = join(folder, 'tokens')
+  await cp(golden('tokens/llama_tied/adapter'), target, { recursive: true })
+  const path = join(target, 'adapter_config.json')
+  const json = JSON.parse(await readFile(path, 'utf8'))
+  const ids: number[] = json.trainable_token_indices
+  await using model = await Model.fromPretrained(golden('models/llama_tied'), { device: 'cpu', dtype: 'float32' })
+  const load = async (indices: unknown, name: string) => {
+    await writeFile(path, JSON.stringify({ ...json, trainable_token_indices: indices }))
+    await model.loadAdapter(target, { name })
+    return model.resolveAdapter(name)!.tokenRows!.head!.tokenIds
+  }
+  t.same(await load({ embed_tokens: ids, lm_head: ids }, 'both'), ids)
+  t.same(await load({ 'model.embed_tokens': ids }, 'embedding'), ids, 'a tied head follows the embedding')
+  const refused = { code: 'ERR_INVALID_ARGUMENT' }
+  await t.rejects(load({ embed_tokens: ids, lm_head: ids.slice(1) }, 'x'), { ...refused, message: /which are tied/ })
+  await t.rejects(load({ embed_tokens: ids, classifier: ids }, 'x'), { ...refused, message: /classifier/ })
+  await t.rejects(load({ lm_head: ids }, 'x'), { ...refused, message: /without rows of the embedding/ })
 })

@@ -120,7 +120,7 @@ t.test('biases and saved modules are copies that this adapter alone uses', async
 t.test('rows for new tokens', async (t) => {
   const values = Float32Array.from({ length: 2 * 64 }, (_, i) => Math.sin(i) / 10)
   const adapter = LoraAdapter.create('a', {}, qwen2)
-  adapter.setTokenRows(createTokenRows(qwen2, 'model.embed_tokens', [256, 9], values))
+  adapter.setTokenRows(createTokenRows(qwen2, [256, 9], { values }))
   const withNew = Batch.pack([{ inputIds: [4, 256, 9, 3], labels: [-100, -100, 9, 3] }])
   await t.rejects(allLogits(qwen2, withNew), 'the base does not know the token')
   await trainingPass(qwen2, withNew, { adapter })
@@ -128,7 +128,6 @@ t.test('rows for new tokens', async (t) => {
   const gradient = (await rows.grad())!
   t.ok(gradient.subarray(0, 64).some((g) => g !== 0) && gradient.subarray(64).some((g) => g !== 0))
   t.equal(qwen2.parameters.get('model.embed_tokens.weight')!.gradient, null)
-  t.throws(() => createTokenRows(qwen2, 'model.embed_tokens', [256], values), { code: 'ERR_INVALID_ARGUMENT' })
-  t.throws(() => createTokenRows(qwen2, 'wte', [256]), { code: 'ERR_INVALID_ARGUMENT' })
+  t.throws(() => createTokenRows(qwen2, [256], { values }), { code: 'ERR_INVALID_ARGUMENT' })
   adapter.dispose()
 })
