@@ -3,14 +3,14 @@ import { parseArgs } from 'node:util'
 import { passed } from '../test/goldens/result.js'
 import { describe, goldenCases, runCase } from '../test/goldens/run.js'
 
-const USAGE = `usage: npm run goldens -- FOLDER [--only TEXT] [--strict]
+const USAGE = `usage: npm run goldens -- FOLDER [--only TEXT] [--device NAME] [--strict]
 
 Checks the reference cases of FOLDER (forward, train, tokens, quantization, generation, chat; see test/fixtures/goldens) and prints a
-line per case with its largest deviations. Ends with 1 when a case misses its tolerance; with --strict also when one cannot be run.`
+line per case with its largest deviations, computed on a device (default: cpu). Ends with 1 when a case misses its tolerance; with --strict also when one cannot be run.`
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { strict: { type: 'boolean', default: false }, only: { type: 'string' } },
+  options: { strict: { type: 'boolean', default: false }, only: { type: 'string' }, device: { type: 'string' } },
 })
 const [folder] = positionals
 if (positionals.length !== 1 || !folder || !existsSync(folder)) {
@@ -18,6 +18,7 @@ if (positionals.length !== 1 || !folder || !existsSync(folder)) {
   process.exit(2)
 }
 
+if (values.device) process.env.QUANTUNE_TEST_DEVICE = values.device
 const cases = goldenCases(folder).filter(({ name }) => name.includes(values.only ?? ''))
 const counts = { passed: 0, failed: 0, missing: 0 }
 for (const golden of cases) {

@@ -12,9 +12,13 @@ export function modelFolder(folder: string, name: string): string {
   return found
 }
 
-/** Loads a model as the references were made: float32 on the CPU. */
+/** Where the cases are computed: QUANTUNE_TEST_DEVICE, or the CPU. */
+export const goldenDevice = () => process.env.QUANTUNE_TEST_DEVICE ?? 'cpu'
+
+/** Loads a model as the references were made: in float32. */
 export function loadModel(folder: string, name: string, options: LoadOptions = {}): Promise<Model> {
-  return Model.fromPretrained(modelFolder(folder, name), { device: 'cpu', dtype: 'float32', ...options })
+  const settings = { device: goldenDevice(), dtype: 'float32', ...options } as LoadOptions
+  return Model.fromPretrained(modelFolder(folder, name), settings)
 }
 
 /** Runs `use` on a model and disposes of it. */

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { Device } from '../../lib/tensor/device.js'
 import { Tensor } from '../../lib/tensor/tensor.js'
 import { type ReferenceTensors, readReference } from '../support/reference-tensors.js'
+import { goldenDevice } from './models.js'
 import { differences, type Figure, Figures, type GoldenCase, valueDeviation } from './result.js'
 
 interface QuantizationCase {
@@ -25,7 +26,7 @@ export function quantizationCases(folder: string): GoldenCase[] {
 }
 
 async function runQuantization(all: ReferenceTensors, name: string, settings: QuantizationCase): Promise<Figure[]> {
-  const device = await Device.open('cpu')
+  const device = await Device.open(goldenDevice())
   const reference = (part: string) => all.get(`${name}.${part}`)!
   const { shape, values } = reference('weight')
   const figures = new Figures()
