@@ -13,9 +13,9 @@ struct qt_stream {
   const qt_host* host;
   cudaStream_t stream;
 
-  int compute;            // 80, 86, 89, 90, …: compute capability times ten
-  int multiprocessors;    // of the device
-  int64_t shared_limit;   // bytes of dynamic shared memory that one block may have
+  int compute;           // 80, 86, 89, 90, …: compute capability times ten
+  int multiprocessors;   // of the device
+  int64_t shared_limit;  // bytes of dynamic shared memory that one block may have
   int64_t l2_bytes;
 
   // Device memory, 256-byte aligned, for the operation that asks; the next operation may get the same memory (all run in

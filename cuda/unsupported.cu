@@ -3,9 +3,9 @@
 
 namespace quantune::cuda {
 
-#define OP(name)                                                                                  \
-  __attribute__((weak)) qt_status name(qt_stream* stream, const qt_##name##_args*) {              \
-    return stream->fail(QT_UNSUPPORTED, "the CUDA backend has no kernel for " #name " yet");      \
+#define OP(name)                                                                             \
+  __attribute__((weak)) qt_status name(qt_stream* stream, const qt_##name##_args*) {         \
+    return stream->fail(QT_UNSUPPORTED, "the CUDA backend has no kernel for " #name " yet"); \
   }
 #include "../csrc/core/each_op.h"
 

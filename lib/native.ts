@@ -81,9 +81,13 @@ export function loadNative(): NativeAddon {
   return addon
 }
 
-/** Where a backend's plugin lies: beside the addon (prebuilt), or in build-cuda/ (node-gyp empties build/). */
+/**
+ * Where a backend's plugin lies: beside the addon (prebuilt), or in build-cuda/ (node-gyp empties build/); `QUANTUNE_PLUGINS` names
+ * another folder.
+ */
 export function pluginFolder(name: string): string {
   loadNative()
+  if (process.env.QUANTUNE_PLUGINS) return process.env.QUANTUNE_PLUGINS
   const beside = loaded!.folder
   const built = join(packageRoot(), `build-${name}`)
   const library = process.platform === 'win32' ? `quantune-${name}.dll` : `quantune-${name}.so`

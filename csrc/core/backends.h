@@ -13,7 +13,9 @@ const qt_backend* late_backend(std::string* error);
 // A shared library beside the addon. Opened once a process, never unloaded.
 const qt_backend* plugin_backend(const std::string& name, const std::string& folder, std::string* error);
 
-// "cpu", "cpu-late", "cuda", "cuda:1".
+// The devices of tests exist only where QUANTUNE_TEST_DEVICES is 1.
+bool test_devices();
+// "cpu", "cpu-late", "cuda", "cuda:1", "cuda-emulated".
 const qt_backend* find_backend(const std::string& device, const std::string& folder, int32_t* index, std::string* error);
 
 }  // namespace quantune

@@ -12,7 +12,7 @@ Device::Device(const qt_backend* backend, int32_t index, std::function<void()> n
     : backend_(backend),
       index_(index),
       notify_(std::move(notify)),
-      host_{quantune_fail, &stop_flag_},
+      host_{quantune_fail, quantune_refused, &stop_flag_},
       counters_(new MemoryCounters),
       pages_(new std::atomic<int32_t*>[kMostPages]) {
   for (int32_t i = 0; i < kMostPages; i++) pages_[i].store(nullptr, std::memory_order_relaxed);
@@ -75,7 +75,8 @@ bool Device::open_backend() {
     complete(0, failure(QT_DEVICE_ERROR, reason));
     return false;
   }
-  remember_stream(stream_, &message_);
+  remember_stream(stream_, &message_, &late_);
+  if (backend_->refuses_late) late_.enable();
   allocator_.reset(new Allocator(backend_, stream_, counters_.get()));
   complete(0, nullptr);
   return true;

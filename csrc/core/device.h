@@ -11,6 +11,7 @@
 
 #include "allocator.h"
 #include "host.h"
+#include "late_failures.h"
 #include "os.h"
 #include "protocol.h"
 #include "storage.h"
@@ -100,6 +101,7 @@ class Device {
   void replay(int32_t program);
   void release_program(int32_t program);
   FailurePtr device_lost();
+  void apply_late_failures();
 
   const qt_backend* backend_;
   int32_t index_;
@@ -109,6 +111,7 @@ class Device {
   qt_stream* stream_ = nullptr;
   std::unique_ptr<Allocator> allocator_;
   std::unique_ptr<MemoryCounters> counters_;
+  LateFailures late_;
 
   std::atomic<uint32_t>* control_ = nullptr;
   std::unique_ptr<std::atomic<int32_t*>[]> pages_;
@@ -128,6 +131,7 @@ class Device {
   Program* recording_ = nullptr;
   Call call_;
   int32_t site_ = 0;
+  uint64_t storages_ = 0;
   std::string message_;
   FailurePtr lost_;
 };

@@ -121,8 +121,25 @@ FailurePtr Device::device_lost() {
   return lost_;
 }
 
+// What the device has found out since: the storages that it concerns are poisoned from here on.
+void Device::apply_late_failures() {
+  LateFailures::Poisoned poisoned = late_.take();
+  auto apply = [&](Storage* storage) {
+    auto found = poisoned.find(storage->id);
+    if (found != poisoned.end() && !storage->poison) storage->poison = found->second;
+  };
+  for (const Slot& slot : slots_) {
+    if (slot.handle) apply(slot.storage);
+  }
+  for (const auto& program : programs_) {
+    for (Storage* storage : program.second->created) apply(storage);
+    for (Storage* storage : program.second->retained) apply(storage);
+  }
+}
+
 void Device::execute(Call& call) {
   const OpInfo& info = op_table[call.op];
+  if (late_.news()) apply_late_failures();
   if (lost_) return poison_outputs(call, lost_, false);
   for (const Operand& operand : call.operands) {
     bool unusable = !operand.storage->block.data || is_read(static_cast<OperandKind>(operand.kind));
@@ -134,6 +151,7 @@ void Device::execute(Call& call) {
   if (call.checked) {
     status = op_function(backend_, call.op)(stream_, call.slots.data());
     if (backend_->operation_done) backend_->operation_done(stream_);
+    late_.launched(call, status == QT_OK && !recording_);
   }
   if (status != QT_OK) {
     if (message_.empty()) message_ = "the operation failed with status " + std::to_string(status);
@@ -165,6 +183,7 @@ void Device::replay(int32_t id) {
   auto found = programs_.find(id);
   if (found == programs_.end()) return;
   Program& program = *found->second;
+  if (late_.news()) apply_late_failures();
   if (!program.captured) {
     for (const auto& call : program.calls) {
       if (stopping_.load(std::memory_order_relaxed)) return;
@@ -176,9 +195,13 @@ void Device::replay(int32_t id) {
   for (const Storage* storage : program.retained) {
     if (!cause && storage->poison) cause = storage->poison;
   }
-  if (!cause && backend_->replay(stream_, program.captured) != QT_OK) {
-    cause = failure(QT_DEVICE_ERROR, "the replay of a recorded program failed");
-    device_lost();
+  if (!cause) {
+    qt_status status = backend_->replay(stream_, program.captured);
+    late_.replayed(program);
+    if (status != QT_OK) {
+      cause = failure(QT_DEVICE_ERROR, "the replay of a recorded program failed");
+      device_lost();
+    }
   }
   if (!cause) return;
   for (const auto& call : program.calls) poison_outputs(*call, cause, true);

@@ -1,5 +1,7 @@
 #include "host.h"
 
+#include "late_failures.h"
+
 #include <cstdarg>
 #include <cstdio>
 #include <map>
@@ -9,9 +11,13 @@ namespace quantune {
 namespace {
 
 // Never destroyed: a queue's thread may still run when static destructors do.
+struct Sink {
+  std::string* message;
+  LateFailures* late;
+};
 struct Sinks {
   std::mutex mutex;
-  std::map<qt_stream*, std::string*> sinks;
+  std::map<qt_stream*, Sink> sinks;
 };
 Sinks& registry() {
   static Sinks* instance = new Sinks;
@@ -28,13 +34,19 @@ extern "C" qt_status quantune_fail(qt_stream* stream, qt_status status, const ch
   va_end(arguments);
   std::lock_guard<std::mutex> lock(registry().mutex);
   auto found = registry().sinks.find(stream);
-  if (found != registry().sinks.end() && found->second->empty()) *found->second = text;
+  if (found != registry().sinks.end() && found->second.message->empty()) *found->second.message = text;
   return status;
 }
 
-void remember_stream(qt_stream* stream, std::string* sink) {
+extern "C" void quantune_refused(qt_stream* stream, int64_t operation, const char* message) {
   std::lock_guard<std::mutex> lock(registry().mutex);
-  registry().sinks[stream] = sink;
+  auto found = registry().sinks.find(stream);
+  if (found != registry().sinks.end() && found->second.late) found->second.late->refused(operation, message);
+}
+
+void remember_stream(qt_stream* stream, std::string* sink, LateFailures* late) {
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  registry().sinks[stream] = {sink, late};
 }
 
 void forget_stream(qt_stream* stream) {

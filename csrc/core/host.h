@@ -15,10 +15,14 @@ struct Failure {
 };
 using FailurePtr = std::shared_ptr<const Failure>;
 
-extern "C" qt_status quantune_fail(qt_stream* stream, qt_status status, const char* format, ...);
+class LateFailures;
 
-// Operations that run on `stream` leave their message in `sink` (the first one wins) until `forget_stream`.
-void remember_stream(qt_stream* stream, std::string* sink);
+extern "C" qt_status quantune_fail(qt_stream* stream, qt_status status, const char* format, ...);
+extern "C" void quantune_refused(qt_stream* stream, int64_t operation, const char* message);
+
+// Operations that run on `stream` leave their message in `sink` (the first one wins), and what the device finds out later in
+// `late`, until `forget_stream`.
+void remember_stream(qt_stream* stream, std::string* sink, LateFailures* late);
 void forget_stream(qt_stream* stream);
 
 }  // namespace quantune

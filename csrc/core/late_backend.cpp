@@ -3,7 +3,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -96,7 +95,7 @@ LateStream* late(qt_stream* stream) { return reinterpret_cast<LateStream*>(strea
 qt_stream* open(const qt_host* host, int32_t index) {
   auto* self = new LateStream;
   self->stream = self->inner->open(host, index);
-  remember_stream(self->stream, &self->message);
+  remember_stream(self->stream, &self->message, nullptr);
   self->thread = std::thread([self] { self->run(); });
   return reinterpret_cast<qt_stream*>(self);
 }
@@ -183,8 +182,7 @@ const qt_backend* make_table() {
 }  // namespace
 
 const qt_backend* late_backend(std::string* error) {
-  const char* enabled = std::getenv("QUANTUNE_TEST_DEVICES");
-  if (!enabled || std::strcmp(enabled, "1") != 0) {
+  if (!test_devices()) {
     *error = "cpu-late is for tests and needs QUANTUNE_TEST_DEVICES=1";
     return nullptr;
   }

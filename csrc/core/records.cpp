@@ -44,14 +44,15 @@ struct Transfer {
   int32_t raw_dtype = 0;
   int64_t elements = 0;
   int32_t site = 0;
+  uint64_t position = 0;  // in the log of what may yet fail
   std::function<void()> finished;
 
   void finish(qt_status status) {
     if (finished) finished();
     if (request) {
-      FailurePtr failure;
+      FailurePtr failure = device->late_.finished(request, position);
       if (status != QT_OK) failure = std::make_shared<Failure>(Failure{status, "the copy to the host failed", "", site});
-      if (status == QT_OK && raw) convert_elements(read.destination, read.dtype, raw.get(), raw_dtype, elements);
+      if (!failure && raw) convert_elements(read.destination, read.dtype, raw.get(), raw_dtype, elements);
       device->complete(request, std::move(failure));
     }
     delete this;
@@ -152,6 +153,7 @@ void Device::create(const int32_t* r, int32_t words) {
   int32_t dtype = r[2], purpose = r[3], quantization = r[4];
   Slot* slot = claim(r[1]);
   Storage* storage = slot->storage = new Storage;
+  storage->id = ++storages_;
   qt_tensor& tensor = slot->tensor;
   storage->purpose = purpose >= 0 && purpose < kPurposes ? purpose : kOther;
   storage->program = recording_;
@@ -170,8 +172,9 @@ void Device::create(const int32_t* r, int32_t words) {
     storage->bytes = tensor.elements * dtype_bytes(dtype);
   }
   if (!allocate(storage)) {
-    std::string message =
-        "not enough memory for " + std::to_string(storage->bytes) + " bytes of " + purpose_name(storage->purpose);
+    std::string message = "not enough memory for " + std::to_string(storage->bytes) + " bytes of " +
+                          purpose_name(storage->purpose) + ": " +
+                          std::to_string(backend_->memory_info(stream_).free_bytes) + " bytes are free";
     storage->poison = failure(QT_OUT_OF_MEMORY, message);
     return;
   }
@@ -236,6 +239,7 @@ void Device::upload(Slot* slot, const void* from, std::function<void()> finished
     slot->storage->poison = lost_ ? lost_ : failure(status, "the copy to the device failed");
   } else if (slot->storage->bytes == bytes) {
     slot->storage->poison = nullptr;
+    late_.overwritten(slot->storage);
   }
 }
 
@@ -306,6 +310,7 @@ void Device::read(int32_t handle, int32_t request) {
   }
   Slot* slot = find(handle);
   if (!slot) return complete(request, failure(QT_INVALID_ARGUMENT, "the tensor is gone"));
+  if (late_.news()) apply_late_failures();
   if (lost_ || slot->storage->poison) return complete(request, lost_ ? lost_ : slot->storage->poison);
   const qt_tensor& tensor = slot->tensor;
   int64_t bytes = tensor.elements * dtype_bytes(tensor.dtype);
@@ -325,6 +330,7 @@ void Device::read(int32_t handle, int32_t request) {
     return complete(request, failure(QT_OUT_OF_MEMORY, "not enough memory to convert the data read"));
   }
   void* to = converts ? transfer->raw.get() : read.destination;
+  transfer->position = late_.reading(request, slot->storage);
   qt_status status = backend_->download(stream_, to, tensor.data, bytes, Transfer::done, transfer);
   if (status != QT_OK) transfer->finish(status);
 }
@@ -334,6 +340,7 @@ void Device::event(int32_t request) {
   auto* transfer = new Transfer(this);
   transfer->request = request;
   transfer->site = site_;
+  transfer->position = late_.position();
   qt_status status = backend_->event(stream_, Transfer::done, transfer);
   if (status != QT_OK) transfer->finish(status);
 }

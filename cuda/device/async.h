@@ -20,16 +20,19 @@ __device__ inline uint32_t shared_address(const void* shared) {
 // not read (it must still be an address that could be).
 __device__ inline void copy_async_16(void* shared, const void* global, bool valid = true) {
   int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
 }
 // The same for 8 and 4 bytes, through L1.
 __device__ inline void copy_async_8(void* shared, const void* global, bool valid = true) {
   int bytes = valid ? 8 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
 }
 __device__ inline void copy_async_4(void* shared, const void* global, bool valid = true) {
   int bytes = valid ? 4 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
 }
 __device__ inline void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int groups>

@@ -1,5 +1,6 @@
 // launch(kernel, grid, block, shared bytes, stream, arguments…): the only way to start a kernel. Arguments are converted to the
-// kernel's parameter types. A grid without blocks is nothing to do. Limits: grid.y and grid.z up to 65535, 1024 threads a block.
+// kernel's parameter types. A grid without blocks is nothing to do. Limits: grid.y and grid.z up to 65535, 1024 threads a
+// block.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -24,8 +25,8 @@ cudaError_t launch_tuple(void (*kernel)(Parameters...), dim3 grid, dim3 block, s
   return emulation::launch(grid, block, shared_bytes, stream, [kernel, values]() mutable { kernel(std::get<I>(values)...); });
 #else
   if (shared_bytes > 48 * 1024) {
-    cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
   void* pointers[sizeof...(I) + 1] = {&std::get<I>(values)...};

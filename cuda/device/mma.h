@@ -5,8 +5,8 @@
 //   A: a[0] = A[g][2t..], a[1] = A[g + 8][2t..], a[2] = A[g][2t + 8..], a[3] = A[g + 8][2t + 8..]
 //   B: b[0] = B[2t..][g], b[1] = B[2t + 8..][g]
 //   D: d[0] = D[g][2t], d[1] = D[g][2t + 1], d[2] = D[g + 8][2t], d[3] = D[g + 8][2t + 1]
-// ldmatrix loads 8 x 8 matrices of 16-bit elements: lane 8 i + r gives the address of row r (16 bytes, aligned) of matrix i, and
-// every lane receives in r[i] the elements [g][2t], [g][2t + 1] of matrix i; with _trans [2t][g], [2t + 1][g].
+// ldmatrix loads 8 x 8 matrices of 16-bit elements: lane 8 i + r gives the address of row r (16 bytes, aligned) of matrix i,
+// and every lane receives in r[i] the elements [g][2t], [g][2t + 1] of matrix i; with _trans [2t][g], [2t + 1][g].
 #pragma once
 #include <cuda_runtime.h>
 
@@ -59,10 +59,9 @@ __device__ inline void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uin
 }
 // m16n8k32 of int8, int32 sums: as above with four neighbours in k a register, 4t instead of 2t and 16 instead of 8 in k.
 __device__ inline void mma_int8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 }  // namespace quantune::cuda
