@@ -11,6 +11,7 @@ export type { ApplyChatTemplateOptions, ChatMessage, RenderedChat } from './data
 export {
   ChatCollator,
   type ChatCollatorOptions,
+  type CollateContext,
   type Collator,
   type TrainingExample,
   type TruncationReport,

@@ -5,12 +5,19 @@ import { Batch, IGNORE_LABEL } from './batch.js'
 import type { BatchData } from './batch-data.js'
 import { type EncodedExample, encodeExample, type TrainingExample } from './examples.js'
 import type { Tokenizer } from './tokenizer.js'
+import { drawTree } from './tree-picture.js'
 
 export type { EncodedExample, TrainingExample } from './examples.js'
 
+/** What a batch is made for. */
+export interface CollateContext {
+  /** The largest probability with which training drops an input of the adapter; 0 or absent: none is dropped. */
+  dropout?: number
+}
+
 /** Makes a batch of examples. */
 export interface Collator<Example = TrainingExample> {
-  collate(examples: readonly Example[]): BatchData | Promise<BatchData>
+  collate(examples: readonly Example[], context?: CollateContext): BatchData | Promise<BatchData>
   /** Token ids and labels of one example, for samplers that group by length or by prefix and for `maxTokensPerBatch`. */
   encode?(example: Example): EncodedExample
   /** What had to be cut so far. */
@@ -34,7 +41,7 @@ const ChatCollatorOptions = z.strictObject({
   completionOnlyLoss: z.boolean().default(true),
   ignoreTokens: z.array(z.string()).readonly().default([]),
   attendIgnoredTokens: z.boolean().default(true),
-  sharePrefixes: z.boolean().default(true),
+  sharePrefixes: z.boolean().optional(),
   trimUnused: z.boolean().default(true),
   chatTemplate: z.string().optional(),
   templateVariables: z.record(z.string(), z.unknown()).default({}),
@@ -53,7 +60,7 @@ export interface ChatCollatorOptions {
   attendIgnoredTokens?: boolean
   /**
    * Examples of a batch that begin alike share those tokens: less work, the same gradient. With LoRA dropout a shared token draws its
-   * dropout once, which is still a valid sample of it. Default: true.
+   * dropout once, which is still a valid sample of it, but not that of the separate examples. Default: true where nothing is dropped.
    */
   sharePrefixes?: boolean
   /** Leave out tokens after the last one that predicts a label. Default: true. */
@@ -124,26 +131,31 @@ export class ChatCollator implements Collator<TrainingExample> {
   }
 
   /** @throws ERR_INVALID_ARGUMENT for an empty batch, and as `encode` */
-  collate(examples: readonly TrainingExample[]): Batch {
+  collate(examples: readonly TrainingExample[], { dropout = 0 }: CollateContext = {}): Batch {
     if (!Array.isArray(examples) || examples.length === 0) throw invalidArgument('a batch needs at least one example')
-    const { sharePrefixes, trimUnused, attendIgnoredTokens } = this.#options
+    const { sharePrefixes = dropout === 0, trimUnused, attendIgnoredTokens } = this.#options
     const sequences = examples.map((example) => this.encode(example))
     return Batch.pack(sequences, { sharePrefixes, trimUnused, notAttended: attendIgnoredTokens ? [] : this.#ignoredIds() })
   }
 
-  /** The example as the model reads it, for a terminal: green where there is loss. */
-  explain(example: TrainingExample): string {
-    const { inputIds, labels } = this.encode(example)
+  /** The example as the model reads it, for a terminal: green where there is loss. Of several examples: their batch as a tree. */
+  explain(example: TrainingExample | readonly TrainingExample[]): string {
+    if (Array.isArray(example)) return drawTree(this.collate(example), { textOf: (ids) => this.#textOf(ids) })
+    const { inputIds, labels } = this.encode(example as TrainingExample)
     let text = ''
     for (let from = 0; from < inputIds.length; ) {
       const labelled = labels[from] !== IGNORE_LABEL
       let to = from
       while (to < inputIds.length && (labels[to] !== IGNORE_LABEL) === labelled) to++
-      const bytes = Buffer.concat(Array.from(inputIds.subarray(from, to), (id) => this.tokenizer.tokenBytes(id)))
-      text += labelled ? `${GREEN}${bytes.toString('utf8')}${RESET}` : bytes.toString('utf8')
+      const piece = this.#textOf(inputIds.subarray(from, to))
+      text += labelled ? GREEN + piece + RESET : piece
       from = to
     }
     return text
+  }
+
+  #textOf(ids: Iterable<number>): string {
+    return Buffer.concat(Array.from(ids, (id) => this.tokenizer.tokenBytes(id))).toString('utf8')
   }
 }
 

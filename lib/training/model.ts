@@ -60,6 +60,12 @@ export function traineeOf(model: TrainableModel, adapterName: string | null | un
   return { model, adapter, parameters }
 }
 
+/** The largest probability with which a layer of the adapter drops its inputs. */
+export function dropoutOf({ model, adapter }: Trainee): number {
+  const layers = [...model.network.linearLayers.keys()].map((module) => adapter?.lora(module)?.dropout ?? 0)
+  return Math.max(0, ...layers)
+}
+
 /** Writes the files that users load: the adapter's, or the whole model's where parts of the base were trained. */
 export async function saveTrainee({ model, adapter }: Trainee, folder: string): Promise<void> {
   if (adapter && model.adapters.includes(adapter.name)) return model.saveAdapter(folder, adapter.name)

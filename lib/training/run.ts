@@ -23,7 +23,7 @@ import { type Feed, type Grouping, openFeed, samplesPerStep, type TrainingDatase
 import { HoldBack } from './hold-back.js'
 import { TrainingLog } from './log.js'
 import { countTargets, microBatches } from './micro-batches.js'
-import { optimizerOf, type Trainee } from './model.js'
+import { dropoutOf, optimizerOf, type Trainee } from './model.js'
 import type { AdamW } from './optimizer.js'
 import { openProgress, type Progress } from './progress.js'
 import { recomputesActivations } from './recompute.js'
@@ -65,6 +65,7 @@ export class TrainingRun<T> {
   /** float32 [1]: sum of the step losses since the last log. */
   readonly #lossSum: Tensor
   readonly #holdBack: HoldBack
+  readonly #dropout: number
   #log!: TrainingLog
   #feed!: Feed<T>
   #learningRate!: (step: number) => number
@@ -88,6 +89,7 @@ export class TrainingRun<T> {
     this.#optimizer = optimizerOf(trainee, args)
     this.#lossSum = keep(Tensor.zeros(trainee.model.device, [1], 'float32', 'optimizer'))
     this.#holdBack = new HoldBack(trainee.model.device)
+    this.#dropout = dropoutOf(trainee)
     this.#progress = openProgress(0, 0, true)
   }
 
@@ -190,7 +192,7 @@ export class TrainingRun<T> {
     const { collator, args, signal } = this.options
     const { perDeviceTrainBatchSize: batchSize, maxTokensPerBatch: maxTokens } = args
     const batches = await this.#fromOutside(async () => {
-      const cut = await microBatches(collator, examples, { batchSize, maxTokens })
+      const cut = await microBatches(collator, examples, { batchSize, maxTokens, dropout: this.#dropout })
       if (countTargets(cut) === 0) throw allMasked(this.state.globalStep + 1, examples.length)
       return cut
     })

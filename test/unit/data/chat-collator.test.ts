@@ -38,6 +38,25 @@ t.test('a batch shares its prefix and drops what predicts nothing', async (t) =>
   t.equal(batch.numTargets, separate.numTargets)
   t.equal(separate.numTokens, separate.numSampleTokens)
   t.equal(collator.encode(examples[0]!), collator.encode(examples[0]!), 'an example is encoded once')
+  const [drawn] = collator.explain(examples).split('\n')
+  t.equal(
+    drawn,
+    `2 samples: ${batch.numTokens} tokens as a tree, ${batch.numSampleTokens} side by side (1.7 x), loss on ${batch.numTargets}`,
+  )
+})
+
+t.test('beginnings are shared by default where nothing is dropped', async (t) => {
+  const tokenizer = await chatml()
+  const examples = [chat('Same question?', 'Yes.'), chat('Same question?', 'No.')]
+  const shares = (options: object, context?: object) => {
+    const { numTokens, numSampleTokens } = new ChatCollator(tokenizer, options).collate(examples, context)
+    return numTokens < numSampleTokens
+  }
+  t.equal(shares({}), true)
+  t.equal(shares({}, { dropout: 0 }), true)
+  t.equal(shares({}, { dropout: 0.1 }), false)
+  t.equal(shares({ sharePrefixes: true }, { dropout: 0.1 }), true)
+  t.equal(shares({ sharePrefixes: false }), false)
 })
 
 t.test('the other kinds of examples', async (t) => {

@@ -42,7 +42,7 @@ export function examples(count: number): Example[] {
  */
 export class BigramModel {
   readonly head: Parameter
-  readonly network = {} as never
+  readonly network = { linearLayers: new Map() } as never
   readonly adapters = ['head']
   readonly tokenizer = {} as never
   /** Called while a checkpoint is being written. */

@@ -34,6 +34,28 @@ t.test('by tokens, where a shared prefix counts once', async (t) => {
   )
   t.equal(countTargets(batches), 9 * 21)
   t.same(collated.slice(1).flat(), examples, 'in order')
+  const scattered = [0, 3, 6, 1, 4, 7, 2, 5, 8].map((i) => examples[i]!)
+  const gathered = (await microBatches(collator, scattered, { batchSize: 1, maxTokens: 30 })) as Batch[]
+  t.same(
+    gathered.map(({ numTokens }) => numTokens),
+    [26, 26, 26],
+    'those with a common beginning come together',
+  )
+})
+
+t.test('the collator is told what is dropped', async (t) => {
+  const told: unknown[] = []
+  const telling = {
+    collate(some: readonly Example[], context?: object) {
+      told.push(context)
+      return collator.collate(some)
+    },
+  }
+  await microBatches(telling, examples, { batchSize: 5, dropout: 0.25 })
+  await microBatches(telling, examples, { batchSize: 5 })
+  await microBatches(telling, examples, { batchSize: 1, maxTokens: 60, dropout: 0.25 })
+  const [dropping, keeping] = [{ dropout: 0.25 }, { dropout: 0 }]
+  t.same(told, [dropping, dropping, keeping, keeping, dropping, dropping, dropping])
 })
 
 t.test('an example longer than the limit stands alone; a step that fits is collated once', async (t) => {
