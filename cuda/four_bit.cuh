@@ -7,39 +7,24 @@ namespace quantune::cuda {
 
 inline bool is_four_bit(int32_t dtype) { return dtype == QT_NF4 || dtype == QT_FP4; }
 
+#define QT_NF4_VALUES                                                                                                      \
+  -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,  \
+      -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f, \
+      0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
+#define QT_FP4_VALUES                                                                                                   \
+  0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f, 0.1666666716337204f, 0.25f, 0.0f, \
+      -0.0052083334885537624f, -0.6666666865348816f, -1.0f, -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f
+
 // NF4, then FP4.
-static __device__ const float four_bit_values[32] = {-1.0f,
-                                                     -0.6961928009986877f,
-                                                     -0.5250730514526367f,
-                                                     -0.39491748809814453f,
-                                                     -0.28444138169288635f,
-                                                     -0.18477343022823334f,
-                                                     -0.09105003625154495f,
-                                                     0.0f,
-                                                     0.07958029955625534f,
-                                                     0.16093020141124725f,
-                                                     0.24611230194568634f,
-                                                     0.33791524171829224f,
-                                                     0.44070982933044434f,
-                                                     0.5626170039176941f,
-                                                     0.7229568362236023f,
-                                                     1.0f,
-                                                     0.0f,
-                                                     0.0052083334885537624f,
-                                                     0.6666666865348816f,
-                                                     1.0f,
-                                                     0.3333333432674408f,
-                                                     0.5f,
-                                                     0.1666666716337204f,
-                                                     0.25f,
-                                                     0.0f,
-                                                     -0.0052083334885537624f,
-                                                     -0.6666666865348816f,
-                                                     -1.0f,
-                                                     -0.3333333432674408f,
-                                                     -0.5f,
-                                                     -0.1666666716337204f,
-                                                     -0.25f};
+static __device__ const float four_bit_values[32] = {QT_NF4_VALUES, QT_FP4_VALUES};
+
+// The values of a type on the host, for kernels that get them as an argument.
+inline void four_bit_code(int32_t dtype, float (&values)[16]) {
+  constexpr float all[32] = {QT_NF4_VALUES, QT_FP4_VALUES};
+  for (int i = 0; i < 16; i++) values[i] = all[i + (dtype == QT_NF4 ? 0 : 16)];
+}
+#undef QT_NF4_VALUES
+#undef QT_FP4_VALUES
 
 // The flattened weight: element i has the code in byte i / 2 (first element in the high nibble) and the scale of block
 // i >> block_shift. Passed to kernels by value.

@@ -97,6 +97,8 @@ inline int64_t choose_splits(const qt_stream* stream, int64_t blocks, int64_t st
   return splits < 1 ? 1 : splits > 64 ? 64 : splits;
 }
 
+// bfloat16 tensor cores: factors rounded to bfloat16 where they are not, sums in float32.
+qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 // float32 arithmetic, any factors.
 qt_status gemm_simt(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 

@@ -1,0 +1,232 @@
+// Products on the tensor cores of any sm_80 (mma.sync m16n8k16, bfloat16 operands, float32 sums). A block computes a tile of C;
+// tiles of the factors, 64 deep in k, pass through a ring of shared memory filled by cp.async, and a 4-bit factor is
+// dequantized on the way, once a block. A second product (an adapter's, with k = its rank) is more steps of the same loop.
+//
+// 2 m n k flops. A block of 256 x 128 reads 48 KB from the second-level cache for 4.2 MFLOP, 87 flops a byte, and its warps of
+// 64 x 64 read 16 KB of shared memory a 16-deep step for 4096 tensor instructions' worth of work: the tensor cores bound it.
+#pragma once
+#include "device/launch.h"
+#include "device/shared.h"
+#include "device/warp.h"
+#include "four_bit_tiles.cuh"
+#include "gemm_kernels.cuh"
+
+namespace quantune::cuda {
+
+template <int rows_, int columns_, int warp_rows_, int warp_columns_, int stages_>
+struct MmaShape {
+  static constexpr int rows = rows_, columns = columns_, warp_rows = warp_rows_, warp_columns = warp_columns_, stages = stages_;
+  static constexpr int threads = rows / warp_rows * (columns / warp_columns) * kWarp;
+};
+
+struct MmaArgs {
+  DenseFactor a[2], b[2];  // b[0] is not read where the factor is 4-bit
+  int64_t k[2];
+  FourBitFactor four_bit;
+  float scale;  // of the first product; the second's is in its factors
+  int64_t row_tiles, column_tiles;
+  int64_t first_steps, steps, steps_per_split;
+  Epilogue epilogue;
+};
+
+template <class Shape, bool four_bit>
+struct MmaTiles {
+  static constexpr int kTilesOfB = four_bit ? 2 : Shape::stages;
+  static constexpr int kElementsOfA = Shape::rows * kStepDepth, kElementsOfB = Shape::columns * kStepDepth;
+  bf16 *a, *b;
+  uint8_t* codes;
+  float* nested_code;
+  __host__ __device__ explicit MmaTiles(SharedCarver& carve) {
+    a = carve.array<bf16>(Shape::stages * kElementsOfA, 128);
+    b = carve.array<bf16>(kTilesOfB * kElementsOfB, 128);
+    codes = nullptr;
+    nested_code = nullptr;
+    if (four_bit) {
+      codes = carve.array<uint8_t>(4 * kElementsOfB / 2, 128);
+      nested_code = carve.array<float>(256);
+    }
+  }
+};
+
+// Blocks that run at the same time share rows and columns: bands of eight tiles of rows, column by column.
+struct TileIndex {
+  int64_t row, column;
+  __device__ TileIndex(int64_t at, int64_t row_tiles, int64_t column_tiles) {
+    constexpr int64_t kBand = 8;
+    const int64_t band = at / (kBand * column_tiles), first = band * kBand, within = at - first * column_tiles;
+    const int64_t height = row_tiles - first < kBand ? row_tiles - first : kBand;
+    row = first + within % height;
+    column = within / height;
+  }
+};
+
+// Two neighbouring sums of a row.
+__device__ inline void store_pair(const Epilogue& e, int64_t row, int64_t column, int64_t split, float x, float y) {
+  if (row >= e.m || column >= e.n) return;
+  if (!e.partial && e.column_stride == 1 && column + 1 < e.n && e.row_stride % 2 == 0 && e.dtype != QT_FLOAT16) {
+    const int64_t i = row * e.row_stride + column;
+    if (e.bias) {
+      x += load_float(e.bias, e.bias_dtype, column);
+      y += load_float(e.bias, e.bias_dtype, column + 1);
+    }
+    if (e.dtype == QT_BFLOAT16) {
+      uint32_t* to = reinterpret_cast<uint32_t*>(static_cast<bf16*>(e.c) + i);
+      if (e.accumulate) {
+        const float2 before = unpack_bf16(*to);
+        x = before.x + x;
+        y = before.y + y;
+      }
+      *to = pack_bf16(x, y);
+    } else {
+      float* to = static_cast<float*>(e.c) + i;
+      if (e.accumulate) {
+        const Pack<float, 2> before = load_pack<2>(to);
+        x = before[0] + x;
+        y = before[1] + y;
+      }
+      store_pack(to, Pack<float, 2>{{x, y}});
+    }
+    return;
+  }
+  e.store(row, column, split, x);
+  if (column + 1 < e.n) e.store(row, column + 1, split, y);
+}
+
+template <class Shape, bool a_across, bool b_across, bool four_bit>
+__global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args) {
+  constexpr int kThreads = Shape::threads, kStages = Shape::stages;
+  using Tiles = MmaTiles<Shape, four_bit>;
+  using Run = FourBitRun<four_bit ? Shape::columns : 128, b_across, four_bit ? kThreads : 256>;  // unused where B is dense
+  SharedCarver carve = dynamic_shared();
+  const Tiles tiles(carve);
+  const Epilogue& e = args.epilogue;
+  const TileIndex tile(blockIdx.x, args.row_tiles, args.column_tiles);
+  const int64_t row = tile.row * Shape::rows, column = tile.column * Shape::columns;
+  const int64_t begin = blockIdx.y * args.steps_per_split;
+  int64_t end = begin + args.steps_per_split;
+  if (end > args.steps) end = args.steps;
+
+  auto load_tile_a = [&](int64_t step, int slot) {
+    const int p = step >= args.first_steps;
+    const int64_t k = (p ? step - args.first_steps : step) * kStepDepth;
+    copy_tile<Shape::rows, a_across, kThreads>(tiles.a + slot * Tiles::kElementsOfA, args.a[p], row, e.m, k, args.k[p]);
+  };
+  auto load_tile_b = [&](int64_t step, int slot) {
+    const int p = step >= args.first_steps;
+    const int64_t k = (p ? step - args.first_steps : step) * kStepDepth;
+    copy_tile<Shape::columns, b_across, kThreads>(tiles.b + slot * Tiles::kElementsOfB, args.b[p], column, e.n, k, args.k[p]);
+  };
+  Run run;
+  auto copy_codes = [&](int64_t step) {
+    if (step < end && step < args.first_steps)
+      run.copy(args.four_bit, static_cast<int>(step - begin) % Run::kSlots, run.position(step));
+  };
+  if constexpr (four_bit) {
+    if (args.four_bit.weight.nested_absmax)
+      for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads)
+        tiles.nested_code[i] = args.four_bit.weight.nested_code[i];
+    run.start(tiles.codes, tiles.nested_code, args.four_bit, column, e.n, args.k[0]);
+    if (begin < end) run.load_scale(args.four_bit, run.position(begin));
+    copy_codes(begin);
+  }
+#pragma unroll
+  for (int s = 0; s < kStages - 1; s++) {
+    if (begin + s < end) {
+      load_tile_a(begin + s, s);
+      if constexpr (!four_bit) load_tile_b(begin + s, s);
+    }
+    if constexpr (four_bit) copy_codes(begin + s + 1);
+    async_commit();
+  }
+  const int warp = warp_index(), warp_row = warp % (Shape::rows / Shape::warp_rows) * Shape::warp_rows,
+            warp_column = warp / (Shape::rows / Shape::warp_rows) * Shape::warp_columns;
+  WarpProduct<Shape::warp_rows, Shape::warp_columns> product;
+  product.clear();
+
+  // The tile of B of a step of an adapter, where the other steps' are dequantized.
+  auto fetch_tile_b = [&](int64_t step) {
+    load_tile_b(step, static_cast<int>(step - begin) % 2);
+    async_commit();
+    async_wait<0>();
+  };
+  if constexpr (four_bit) {
+    async_wait<kStages - 2>();
+    __syncthreads();  // nested_code
+    if (begin < end) {
+      if (begin < args.first_steps) {
+        run.prepare(args.four_bit, run.position(begin) >= 0);
+#pragma unroll
+        for (int part = 0; part < 4; part++) run.decode(tiles.b, 0, part);
+      } else {
+        fetch_tile_b(begin);
+      }
+      run.load_scale(args.four_bit, run.position(begin + 1));
+    }
+  }
+  for (int64_t step = begin; step < end; step++) {
+    const int at = static_cast<int>(step - begin);
+    async_wait<kStages - 2>();
+    __syncthreads();
+    const int64_t ahead = step + kStages - 1;
+    if (ahead < end) {
+      load_tile_a(ahead, (at + kStages - 1) % kStages);
+      if constexpr (!four_bit) load_tile_b(ahead, (at + kStages - 1) % kStages);
+    }
+    if constexpr (four_bit) copy_codes(ahead + 1);
+    async_commit();
+    const bf16* tile_a = tiles.a + at % kStages * Tiles::kElementsOfA;
+    const bf16* tile_b = tiles.b + at % Tiles::kTilesOfB * Tiles::kElementsOfB;
+    bf16* next_b = tiles.b + (at + 1) % Tiles::kTilesOfB * Tiles::kElementsOfB;
+    bool decode = false;
+    if constexpr (four_bit) {
+      if (step + 1 < end && step + 1 < args.first_steps) {
+        decode = true;
+        run.prepare(args.four_bit, run.position(step + 1) >= 0);
+        run.load_scale(args.four_bit, run.position(step + 2));
+      } else if (step + 1 < end) {
+        fetch_tile_b(step + 1);
+      }
+    }
+    product.template load<Shape::rows, a_across, Shape::columns, b_across>(0, tile_a, tile_b, warp_row, warp_column, 0);
+#pragma unroll
+    for (int i = 0; i < kStepDepth / 16; i++) {
+      if (i + 1 < kStepDepth / 16)
+        product.template load<Shape::rows, a_across, Shape::columns, b_across>((i + 1) & 1, tile_a, tile_b, warp_row,
+                                                                               warp_column, (i + 1) * 16);
+      if constexpr (four_bit) {
+        if (decode) run.decode(next_b, (at + 1) % Run::kSlots, i);
+      }
+      product.multiply(i & 1);
+    }
+  }
+  async_wait<0>();
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int i = 0; i < Shape::warp_rows / 16; i++)
+#pragma unroll
+    for (int j = 0; j < Shape::warp_columns / 8; j++) {
+      const float(&sums)[4] = product.sums[i][j];
+      const int64_t r = row + warp_row + i * 16 + g, c = column + warp_column + j * 8 + 2 * t;
+      store_pair(e, r, c, blockIdx.y, sums[0] * args.scale, sums[1] * args.scale);
+      store_pair(e, r + 8, c, blockIdx.y, sums[2] * args.scale, sums[3] * args.scale);
+    }
+}
+
+using MmaLarge = MmaShape<256, 128, 64, 64, 3>;
+using MmaMedium = MmaShape<128, 128, 64, 32, 3>;
+using MmaFlat = MmaShape<64, 128, 32, 32, 4>;    // few rows
+using MmaNarrow = MmaShape<128, 32, 16, 32, 4>;  // few columns: an adapter's rank
+
+// Launch over the tiles and splits that `args` says.
+template <class Shape, bool a_across, bool b_across, bool four_bit>
+qt_status launch_mma(qt_stream* stream, const MmaArgs& args, int64_t splits) {
+  const dim3 grid(static_cast<unsigned>(args.row_tiles * args.column_tiles), static_cast<unsigned>(splits));
+  return launch(mma_kernel<Shape, a_across, b_across, four_bit>, grid, Shape::threads,
+                shared_bytes<MmaTiles<Shape, four_bit>>(), stream, args);
+}
+
+enum class MmaTile { kLarge, kMedium, kFlat, kNarrow };
+qt_status launch_mma_dense(qt_stream* stream, const MmaArgs& args, int64_t splits, MmaTile tile, bool a_across, bool b_across);
+qt_status launch_mma_four_bit(qt_stream* stream, const MmaArgs& args, int64_t splits, MmaTile tile, bool b_across);
+
+}  // namespace quantune::cuda
