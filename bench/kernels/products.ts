@@ -86,6 +86,7 @@ for (const m of options.rows.split(',').map(Number)) {
         figures[`${name} ${m}x${n}x${k} ${type} gigaflops`] = flop / time / 1e9
       }
       const ratio = other ? (other / own).toFixed(2) : ''
+      if (other) figures[`${name} ${m}x${n}x${k} torch gigaflops`] = flop / other / 1e9
       table.push([`${name} ${m} x ${n} x ${k}`, ...cells, other ? (flop / other / 1e9).toFixed(0) : '', ratio])
     }
     await row('x Wᵀ', (weight) => device.ops.matmul(y, x, weight, 0, 1, 1, 0), peer?.xw)

@@ -1,0 +1,54 @@
+/** Shapes of models, as Hugging Face configs: the benchmarks fill them with random weights. */
+const LLAMA = {
+  architectures: ['LlamaForCausalLM'],
+  model_type: 'llama',
+  hidden_act: 'silu',
+  max_position_embeddings: 8192,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  vocab_size: 49152,
+  tie_word_embeddings: true,
+}
+
+export const SHAPES = {
+  'smollm2-135m': {
+    ...LLAMA,
+    hidden_size: 576,
+    intermediate_size: 1536,
+    num_hidden_layers: 30,
+    num_attention_heads: 9,
+    num_key_value_heads: 3,
+  },
+  'smollm2-360m': {
+    ...LLAMA,
+    hidden_size: 960,
+    intermediate_size: 2560,
+    num_hidden_layers: 32,
+    num_attention_heads: 15,
+    num_key_value_heads: 5,
+  },
+  'llama3-8b': {
+    ...LLAMA,
+    hidden_size: 4096,
+    intermediate_size: 14336,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: 8,
+    vocab_size: 128256,
+    rope_theta: 500000,
+    tie_word_embeddings: false,
+  },
+} as const
+
+export type ShapeName = keyof typeof SHAPES
+
+/** @throws Error if there is no shape of that name */
+export function shapeOf(name: string): (typeof SHAPES)[ShapeName] {
+  if (name in SHAPES) return SHAPES[name as ShapeName]
+  throw new Error(`there is no shape "${name}"; known are ${Object.keys(SHAPES).join(', ')}`)
+}
+
+/** Token ids without a pattern, the same in every run. */
+export function randomIds(count: number, vocabulary: number, seed = 0): number[] {
+  return Array.from({ length: count }, (_, i) => (seed * 7919 + i * 104729 + 17) % vocabulary)
+}
