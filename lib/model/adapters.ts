@@ -1,6 +1,6 @@
 import { join } from 'node:path'
 import { getSeed, log } from '../env.js'
-import { invalidArgument } from '../errors.js'
+import { invalidArgument, QuantuneError } from '../errors.js'
 import { readJsonObjectIfPresent } from '../formats/json.js'
 import type { LinearLayerInfo } from '../models/index.js'
 import type { LoraLayer } from '../peft/adapter.js'
@@ -8,6 +8,7 @@ import { adapterMismatch } from '../peft/config-file.js'
 import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
 import { LoraAdapter, type LoraConfig } from '../peft/lora.js'
 import { type DType, keep, scope, Tensor } from '../tensor/index.js'
+import { trainingOf } from './calls.js'
 import type { ModelAdapter, ModelState } from './state.js'
 import { giveTokenRows, NEW_TOKENS, suppress } from './tokens.js'
 
@@ -53,6 +54,10 @@ export async function saveAdapter(state: ModelState, folder: string, name: strin
 
 function checkName(state: ModelState, name: string): string {
   if (typeof name !== 'string' || name === '' || name === NEW_TOKENS) throw invalidArgument(`"${name}" is no adapter name`)
+  if (state.calls.isRunning(trainingOf(name)))
+    throw new QuantuneError('ERR_BUSY', `adapter "${name}" is being trained; choose another name`, {
+      details: { adapter: name },
+    })
   if (state.adapters.has(name))
     throw invalidArgument(`there is an adapter "${name}" already; choose another name`, { adapter: name })
   return name

@@ -1,5 +1,8 @@
 import { QuantuneError } from '../errors.js'
 
+/** The key of trainings of one adapter (null: of the base), of which one may run at a time. */
+export const trainingOf = (adapter: string | null) => (adapter === null ? 'train the base' : `train adapter "${adapter}"`)
+
 /**
  * The calls that run on a model's weights. They may overlap; what replaces or frees weights waits until none is left.
  */
@@ -28,6 +31,19 @@ export class CallsInFlight {
       this.#waiting = []
       for (const run of waiting) run()
     }
+  }
+
+  /** Whether a call with this key, or any call, is running. */
+  isRunning(exclusive?: string): boolean {
+    return exclusive === undefined ? this.#active.size > 0 : [...this.#active].some(({ kind }) => kind === exclusive)
+  }
+
+  /** @throws ERR_BUSY while a call is running: for what would change the model under it and cannot wait */
+  refuseWhileBusy(what: string): void {
+    const [call] = this.#active
+    if (!call) return
+    const message = `${what}: a call on this model is running (${call.kind}) and would see it change; wait for it to end`
+    throw new QuantuneError('ERR_BUSY', message, { details: { running: [...this.#active].map(({ kind }) => kind) } })
   }
 
   /**

@@ -240,8 +240,9 @@ export class Model implements AsyncDisposable {
   }
 
   /**
-   * Adds tokens to the vocabulary, with embedding rows that the adapters train. They are read, never generated.
+   * Adds tokens to the vocabulary, with rows that the adapters train. By default they are read and never generated.
    * @returns the tokens' ids
+   * @throws ERR_BUSY while a call on this model is running
    */
   addTokens(tokens: readonly string[], options?: AddTokensOptions): number[] {
     this.#state.assertLive()

@@ -1,10 +1,9 @@
-import { mkdir, realpath, unlink } from 'node:fs/promises'
+import { realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { invalidArgument } from '../errors.js'
 import { writeJsonAtomically } from '../formats/atomic-file.js'
-import { ioError } from '../formats/errors.js'
-import { readJsonObjectIfPresent } from '../formats/json.js'
+import { writeFolder } from '../formats/atomic-folder.js'
 import { byteLengthOf } from '../formats/safetensors.js'
 import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
 import { parseOptions } from '../options.js'
@@ -44,7 +43,10 @@ const configDtype = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' } as cons
 const singleFile = 'model.safetensors'
 const indexFile = 'model.safetensors.index.json'
 
-/** Writes a folder in the Hugging Face layout. Every file appears whole or not at all; config.json comes last. */
+/**
+ * Writes a folder in the Hugging Face layout, whole: what was saved there before is there until all of the new model is. Other files of
+ * the folder stay.
+ */
 export async function savePretrained(
   state: ModelState,
   folder: string,
@@ -56,20 +58,29 @@ export async function savePretrained(
   const base = await chooseBase(state, folder, options.base)
   const { exports, vocabSize, untied, unpredictable } = weightExports(state, adapter, base)
   const sources = exports.map((weight) => sourceOf(weight, options.dtype && fileDtype[options.dtype]))
-  try {
-    await mkdir(folder, { recursive: true })
-    await writeWeights(folder, sources, bytesOfSize(options.maxShardSize), options.signal)
-  } catch (error) {
-    throw ioError('cannot write', folder, error)
-  } finally {
-    for (const weight of exports) weight.close()
-  }
-  if (state.hasTokenizer) await state.tokenizer.save(folder)
-  await saveGenerationConfig(state, folder, unpredictable)
   const { quantization_config: _, torch_dtype: __, ...config } = state.config
   const dtype = options.dtype ?? configDtype[originDtype(state.config)]
   const tied = untied ? { tie_word_embeddings: false } : {}
-  await writeJsonAtomically(join(folder, 'config.json'), { ...config, ...tied, vocab_size: vocabSize, dtype })
+  const generationConfig = generationConfigOf(state, unpredictable)
+  try {
+    await writeFolder(
+      folder,
+      async (fresh) => {
+        await writeWeights(fresh, sources, bytesOfSize(options.maxShardSize), options.signal)
+        if (state.hasTokenizer) await state.tokenizer.save(fresh)
+        if (generationConfig) await writeJsonAtomically(join(fresh, 'generation_config.json'), generationConfig)
+        await writeJsonAtomically(join(fresh, 'config.json'), { ...config, ...tied, vocab_size: vocabSize, dtype })
+      },
+      isModelFile,
+    )
+  } finally {
+    for (const weight of exports) weight.close()
+  }
+}
+
+/** What would be read with a model, or instead of it, although it belongs to the one that was there before. */
+export function isModelFile(name: string): boolean {
+  return /^(config|generation_config|model\.safetensors\.index)\.json$|^model(-\d+-of-\d+)?\.safetensors$/.test(name)
 }
 
 function adapterToMerge(state: ModelState, wanted: string | boolean | undefined, active: string | null): ModelAdapter | null {
@@ -124,20 +135,13 @@ async function writeWeights(
   signal?: AbortSignal,
 ): Promise<void> {
   const shards = split(sources, maxShardSize)
-  const before = await readJsonObjectIfPresent(join(folder, indexFile))
-  const stale = new Set([singleFile, indexFile, ...Object.values((before?.weight_map ?? {}) as Record<string, string>)])
   const names = shards.length === 1 ? [singleFile] : shards.map((_, i) => shardName(i, shards.length))
   for (const [i, shard] of shards.entries())
     await writeSafetensors(join(folder, names[i]!), shard, { format: 'pt' }, { signal })
-  if (shards.length > 1) {
-    const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]!])))
-    const total = sources.reduce((sum, { dtype, shape }) => sum + byteLengthOf(dtype, shape), 0)
-    await writeJsonAtomically(join(folder, indexFile), { metadata: { total_size: total }, weight_map: weightMap })
-    stale.delete(indexFile)
-  }
-  for (const name of names) stale.delete(name)
-  // What an earlier save left would be read instead of, or beside, the new files.
-  for (const name of stale) if (/^[^/\\]+$/.test(name)) await unlink(join(folder, name)).catch(() => {})
+  if (shards.length === 1) return
+  const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]!])))
+  const total = sources.reduce((sum, { dtype, shape }) => sum + byteLengthOf(dtype, shape), 0)
+  await writeJsonAtomically(join(folder, indexFile), { metadata: { total_size: total }, weight_map: weightMap })
 }
 
 function split(sources: SafetensorsSource[], maxShardSize: number): SafetensorsSource[][] {
@@ -160,10 +164,10 @@ function shardName(index: number, count: number): string {
   return `model-${number(index + 1)}-of-${number(count)}.safetensors`
 }
 
-async function saveGenerationConfig(state: ModelState, folder: string, unpredictable: readonly number[]): Promise<void> {
+function generationConfigOf(state: ModelState, unpredictable: readonly number[]): Record<string, unknown> | null {
   const config = { ...state.generationConfig }
   if (unpredictable.length > 0) {
     config.suppress_tokens = [...new Set([...((config.suppress_tokens ?? []) as number[]), ...unpredictable])]
   }
-  if (Object.keys(config).length > 0) await writeJsonAtomically(join(folder, 'generation_config.json'), config)
+  return Object.keys(config).length > 0 ? config : null
 }

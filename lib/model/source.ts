@@ -1,10 +1,12 @@
 import { stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { Tokenizer } from '../data/tokenizer.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
+import { recoverFolder } from '../formats/atomic-folder.js'
 import { missingFile } from '../formats/errors.js'
 import { readJsonObject, readJsonObjectIfPresent } from '../formats/json.js'
 import { type DownloadOptions, downloadModel } from '../hub/download.js'
+import { isModelFile } from './save.js'
 
 /** A model's small files. */
 export interface ModelFolder {
@@ -16,12 +18,18 @@ export interface ModelFolder {
 /** A folder as it is; anything else is a Hub id, and is downloaded into the cache (or found there). */
 export async function resolveFolder(source: string, options: DownloadOptions): Promise<string> {
   if (typeof source !== 'string' || source === '') throw invalidArgument('the source of a model is a folder or a Hub id')
-  const found = await stat(source).catch(() => null)
+  const found = (await stat(source).catch(() => null)) ?? (await recovered(source))
   if (found?.isDirectory()) return source
   if (found) throw invalidArgument(`${source} is a file; expected a folder in the Hugging Face layout, or a Hub id`)
   // What looks like a path is not sent to a server.
   if (/^([./~\\]|[A-Za-z]:)/.test(source)) throw missingFile(source)
   return downloadModel(source, options)
+}
+
+/** A folder that a process which died was about to replace. */
+async function recovered(path: string) {
+  await recoverFolder(resolve(path), isModelFile).catch(() => {})
+  return stat(path).catch(() => null)
 }
 
 export async function readModelFolder(folder: string): Promise<ModelFolder> {

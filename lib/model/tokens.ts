@@ -36,6 +36,8 @@ export const NEW_TOKENS = 'new-tokens'
 export function addTokens(state: ModelState, tokens: readonly string[], options: AddTokensOptions | undefined): number[] {
   const { trainable, predictable, initFrom } = parseOptions(optionsSchema, options, 'AddTokensOptions')
   if (!Array.isArray(tokens) || tokens.length === 0) throw invalidArgument('addTokens: expected a list of one token or more')
+  // Every adapter gets other parameters, and the head other outputs.
+  state.calls.refuseWhileBusy('addTokens')
   const known = tokens.map((token) => state.tokenizer.convertTokensToIds(token)).filter((id) => id !== null)
   if (predictable) for (const adapter of [null, ...state.adapters.values()]) checkHead(state.network, adapter)
   else refusePredicted(state, known)

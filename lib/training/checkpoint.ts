@@ -1,8 +1,9 @@
-import { mkdir, open, readdir, rename, rm } from 'node:fs/promises'
+import { readdir, rename, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import type { Parameter } from '../autograd/parameter.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
-import { syncFolder, writeJsonAtomically } from '../formats/atomic-file.js'
+import { writeJsonAtomically } from '../formats/atomic-file.js'
+import { hiddenName, writeFolder } from '../formats/atomic-folder.js'
 import { elementsOf } from '../formats/dtypes.js'
 import { ioError } from '../formats/errors.js'
 import { readJsonObject } from '../formats/json.js'
@@ -22,7 +23,9 @@ const MODEL_FILE = /^model\.safetensors(\.index\.json)?$/
 const OTHERS_FILE = 'trainable.safetensors'
 const finished = /^checkpoint-(\d+)$/
 /** Folders that are being written, replaced or deleted; the first group is the step. */
-const unfinished = /^\.checkpoint-(\d+)\.\d+\.(new|old)$/
+const unfinished = /^\.checkpoint-(\d+)\.[^.]+\.(new|old)$/
+/** What a model that was being saved into a checkpoint left. */
+const withinUnfinished = /^\.\.checkpoint-.*\.(new|old)$/
 
 export interface CheckpointContents {
   state: RunState
@@ -41,26 +44,14 @@ export interface CheckpointContents {
 export async function writeCheckpoint(outputDir: string, contents: CheckpointContents): Promise<string> {
   const { state, setup, optimizer, trainee } = contents
   const path = join(outputDir, `checkpoint-${state.globalStep}`)
-  const fresh = hiddenName(path, 'new')
-  const replaced = hiddenName(path, 'old')
   const { steps, tensors } = optimizer.stateDict()
-  try {
-    await rm(fresh, { recursive: true, force: true })
-    await mkdir(fresh, { recursive: true })
-    await saveTrainee(trainee, fresh)
-    await saveOthers(fresh, trainee.parameters)
-    await writeSafetensors(join(fresh, OPTIMIZER_FILE), [...tensors].map(floats), { format: 'pt' })
-    await writeJsonAtomically(join(fresh, STATE_FILE), stateToJson(state, setup, steps))
-    await syncTree(fresh)
-    await renameIfPresent(path, replaced)
-    await rename(fresh, path)
-    await syncFolder(outputDir)
-    await rm(replaced, { recursive: true, force: true })
-    return path
-  } catch (error) {
-    await rm(fresh, { recursive: true, force: true }).catch(() => {})
-    throw ioError('cannot write', path, error)
-  }
+  await writeFolder(path, async (folder) => {
+    await saveTrainee(trainee, folder)
+    await saveOthers(folder, trainee.parameters)
+    await writeSafetensors(join(folder, OPTIMIZER_FILE), [...tensors].map(floats), { format: 'pt' })
+    await writeJsonAtomically(join(folder, STATE_FILE), stateToJson(state, setup, steps))
+  })
+  return path
 }
 
 /** Keeps the exact values of trainable parameters that the files for users do not hold, or hold rounded. */
@@ -80,6 +71,7 @@ const floats = ([name, tensor]: [string, Tensor]): SafetensorsSource => {
 export async function recoverOutput(outputDir: string): Promise<void> {
   const names = await listFolder(outputDir)
   for (const name of names) {
+    if (withinUnfinished.test(name)) await rm(join(outputDir, name), { recursive: true, force: true })
     const match = unfinished.exec(name)
     if (!match) continue
     const target = `checkpoint-${match[1]}`
@@ -189,30 +181,9 @@ async function readFloats(tensor: StoredTensor): Promise<Float32Array> {
   throw new QuantuneError('ERR_CORRUPT_FILE', `${tensor.path}: tensor "${tensor.name}" is ${tensor.dtype}, expected floats`)
 }
 
-const hiddenName = (path: string, state: 'new' | 'old') => join(path, '..', `.${basename(path)}.${process.pid}.${state}`)
-
 async function listFolder(path: string): Promise<string[]> {
   return readdir(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return []
     throw ioError('cannot read', path, error)
   })
-}
-
-async function renameIfPresent(from: string, to: string): Promise<void> {
-  await rm(to, { recursive: true, force: true })
-  await rename(from, to).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'ENOENT') throw error
-  })
-}
-
-/** Forces a folder's files to the disk, so that the rename which follows can't overtake them. */
-async function syncTree(folder: string): Promise<void> {
-  for (const entry of await readdir(folder, { withFileTypes: true })) {
-    const path = join(folder, entry.name)
-    if (entry.isDirectory()) await syncTree(path)
-    if (!entry.isFile()) continue
-    const file = await open(path, 'r+')
-    await file.sync().finally(() => file.close())
-  }
-  await syncFolder(folder)
 }

@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events'
 import type { TrainerEvents, TypedEmitter } from '../../types/events.js'
 import { ChatCollator, type Collator, type TrainingExample } from '../data/chat-collator.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
+import { trainingOf } from '../model/calls.js'
 import type { Model } from '../model/model.js'
 import { assertKnownKeys } from '../options.js'
 import { type ResolvedArguments, resolveArguments, type TrainingArguments } from './arguments.js'
@@ -96,7 +97,7 @@ export class Trainer<T = TrainingExample> extends Emitter {
     const dataset = checkDataset<T>(this.#options.trainDataset, 'trainDataset')
     const trainee = traineeOf(this.model, this.#options.adapter)
     const name = trainee.adapter?.name ?? null
-    const endCall = this.model.beginCall('train', `train ${name === null ? 'base' : `adapter "${name}"`}`)
+    const endCall = this.model.beginCall('train', trainingOf(name))
     const training = this.#train(() =>
       TrainingRun.open<T>({
         trainee,
