@@ -48,5 +48,4 @@ if (kind === 'sanitize') {
   env.LD_PRELOAD = execFileSync('c++', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).trim()
   env.ASAN_OPTIONS = 'detect_leaks=0:detect_stack_use_after_return=0' // Node leaks; fibers have stacks of their own
 }
-if (kind === 'race') env.QUANTUNE_EMULATION += ',race'
 run('npx', ['tap', '--reporter=terse', ...(files.length > 0 ? files : ['test/ops/*.test.ts'])], env)
