@@ -116,17 +116,15 @@ qt_status swiglu(qt_stream* stream, const qt_swiglu_args* args) {
   return with_activation(args->y->dtype, [&](auto zero) {
     using T = decltype(zero);
     const bool aligned = all_aligned(args->y->data, args->gate->data, args->up->data);
-    return for_elements(
-        stream, args->y->elements,
-        Swiglu<T>{data_of<T>(args->y), data_of<const T>(args->gate), data_of<const T>(args->up), aligned});
+    return for_elements(stream, args->y->elements,
+                        Swiglu<T>{data_of<T>(args->y), data_of<const T>(args->gate), data_of<const T>(args->up), aligned});
   });
 }
 
 qt_status swiglu_backward(qt_stream* stream, const qt_swiglu_backward_args* args) {
   return with_activation(args->dy->dtype, [&](auto zero) {
     using T = decltype(zero);
-    const bool aligned =
-        all_aligned(args->d_gate->data, args->d_up->data, args->dy->data, args->gate->data, args->up->data);
+    const bool aligned = all_aligned(args->d_gate->data, args->d_up->data, args->dy->data, args->gate->data, args->up->data);
     return for_elements(stream, args->dy->elements,
                         SwigluBackward<T>{data_of<T>(args->d_gate), data_of<T>(args->d_up), data_of<const T>(args->dy),
                                           data_of<const T>(args->gate), data_of<const T>(args->up), aligned});

@@ -25,7 +25,8 @@ __device__ int64_t best_of(const CandidateShared& shared, int64_t n, int64_t k, 
     if (s == s) atomicAdd(&shared.counts[bins.of(s)], 1u);
   }
   int64_t listed;
-  const int last = find_bin(shared, static_cast<double>(k), &listed, [&](int b) { return static_cast<double>(shared.counts[b]); });
+  const int last =
+      find_bin(shared, static_cast<double>(k), &listed, [&](int b) { return static_cast<double>(shared.counts[b]); });
   *list = list_candidates(shared, bins, last, listed, n, spill, score);
   return listed < k ? listed : k;
 }
@@ -40,7 +41,8 @@ __global__ void __launch_bounds__(kThreads) beam_slices_kernel(uint64_t* best, c
   const float* x = log_probs + row * width + first;
   const float base = beam_scores[row];
   const uint64_t* list;
-  const int64_t found = best_of(shared, n, k, nullptr, [&](int64_t i) { return x[i] + base; }, &list);
+  const int64_t found = best_of(
+      shared, n, k, nullptr, [&](int64_t i) { return x[i] + base; }, &list);
   uint64_t* out = best + (row * gridDim.x + blockIdx.x) * k;
   const int64_t offset = row % beams * width + first;
   for (int64_t i = threadIdx.x; i < k; i += kThreads)
@@ -49,8 +51,8 @@ __global__ void __launch_bounds__(kThreads) beam_slices_kernel(uint64_t* best, c
 
 // The k best of what a prompt's slices left.
 __global__ void __launch_bounds__(kThreads)
-    beam_prompts_kernel(float* scores, int32_t* beams, int32_t* tokens, const uint64_t* best, uint64_t* spill, int64_t candidates,
-                        int64_t padded, int64_t width, int64_t k) {
+    beam_prompts_kernel(float* scores, int32_t* beams, int32_t* tokens, const uint64_t* best, uint64_t* spill,
+                        int64_t candidates, int64_t padded, int64_t width, int64_t k) {
   SharedCarver carve = dynamic_shared();
   const CandidateShared shared(carve);
   const uint64_t* keys = best + blockIdx.x * candidates;
@@ -86,8 +88,9 @@ qt_status beam_topk(qt_stream* stream, const qt_beam_topk_args* args) {
   uint64_t* spill = stream->scratch_of<uint64_t>(padded > kListed ? prompts * padded : 1);
   if (!best || !spill) return stream->out_of_scratch();
   const dim3 grid(static_cast<unsigned>(slices), static_cast<unsigned>(rows));
-  qt_status status = launch(beam_slices_kernel, grid, kThreads, shared_bytes<CandidateShared>(), stream, best,
-                            data_of<const float>(args->log_probs), data_of<const float>(args->beam_scores), beams, width, of_slice);
+  qt_status status =
+      launch(beam_slices_kernel, grid, kThreads, shared_bytes<CandidateShared>(), stream, best,
+             data_of<const float>(args->log_probs), data_of<const float>(args->beam_scores), beams, width, of_slice);
   if (status != QT_OK) return status;
   return launch(beam_prompts_kernel, prompts, kThreads, shared_bytes<CandidateShared>(), stream, data_of<float>(args->scores),
                 data_of<int32_t>(args->beams), data_of<int32_t>(args->tokens), best, spill, candidates, padded, width, k);

@@ -1,5 +1,6 @@
-// Candidates in their order (the higher score first, then the lower index), as 64-bit keys: the best of a long row are found by a
-// histogram over its range, of which the best bins are listed and sorted. What is sorted is small unless scores are nearly equal.
+// Candidates in their order (the higher score first, then the lower index), as 64-bit keys: the best of a long row are found by
+// a histogram over its range, of which the best bins are listed and sorted. What is sorted is small unless scores are nearly
+// equal.
 #pragma once
 #include "device/launch.h"
 #include "device/types.h"
@@ -75,8 +76,8 @@ __host__ __device__ inline int64_t power_of_two_from(int64_t n) {
   return power;
 }
 
-// Lists, sorted, the candidates of bins 0 to `last`: in shared memory where they fit, else in `spill`, which holds a power of two
-// of at least n keys. Returns where; *count is how many. score(i) of n candidates; `listed` is what the histogram counted.
+// Lists, sorted, the candidates of bins 0 to `last`: in shared memory where they fit, else in `spill`, which holds a power of
+// two of at least n keys. Returns where; *count is how many. score(i) of n candidates; `listed` is what the histogram counted.
 template <class Score>
 __device__ const uint64_t* list_candidates(const CandidateShared& shared, const Bins& bins, int last, int64_t listed, int64_t n,
                                            uint64_t* spill, const Score& score) {

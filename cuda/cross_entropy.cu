@@ -94,7 +94,7 @@ struct Softmax {
 
 __device__ Softmax row_softmax(const float* logits, int64_t vocabulary, bool aligned) {
   float highest = -INFINITY, sum = 0;
-  for (int64_t at = threadIdx.x * kEight; at < vocabulary; at += kThreads * kEight) {
+  for (int64_t at = threadIdx.x * kEight; at < vocabulary; at += blockDim.x * kEight) {
     Float8 x = load8(logits + at, vocabulary - at, aligned);
     float top = highest;
 #pragma unroll
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
   if (has_row) {
     softmax = row_softmax(logits, vocabulary, aligned);
     const float log_sum = softmax.highest + logf(softmax.sum);
-    for (int64_t j = threadIdx.x; j < count; j += kThreads) {
+    for (int64_t j = threadIdx.x; j < count; j += blockDim.x) {
       const int32_t token = targets[begin + j];
       const bool valid = token >= 0 && token < vocabulary;
       kept[begin + j] = valid ? logits[token] : NAN;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (!gradient) return;
   const float factor = static_cast<float>(count) / softmax.sum;
-  for (int64_t start = 0; start < vocabulary; start += kThreads * kEight) {
+  for (int64_t start = 0; start < vocabulary; start += blockDim.x * kEight) {
     const int64_t at = start + threadIdx.x * kEight, rest = vocabulary - at;
     Float8 x{};
     if (rest > 0 && has_row) {
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   // One subtraction for all targets of a token, from the value before it was rounded.
-  for (int64_t j = threadIdx.x; j < count; j += kThreads) {
+  for (int64_t j = threadIdx.x; j < count; j += blockDim.x) {
     const int32_t token = targets[begin + j];
     int64_t same = 0, before = 0;
     for (int64_t other = 0; other < count; other++) {
@@ -179,7 +179,7 @@ struct Call {
   Linear w;
   bool gradient;
   TargetRows target{};
-  float *logits = nullptr, *kept = nullptr;                        // [rows, V]; [targets]: the targets' logits
+  float *logits = nullptr, *kept = nullptr;                      // [rows, V]; [targets]: the targets' logits
   void *x = nullptr, *dx = nullptr, *h = nullptr, *t = nullptr;  // [rows, K] twice; [rows, r] twice
 };
 
@@ -240,11 +240,13 @@ qt_status run_chunk(qt_stream* stream, const Call& call, int64_t first, int64_t 
                                 data_of<const T>(args->x), call.target, first, w.k, aligned))
     return status;
   const Factor rows = row_factor(call.x, dtype, w.k);
-  const Result logits = result_of(call.logits, QT_FLOAT32, w.n, false, args->bias), h = result_of(call.h, dtype, w.rank(), false);
+  const Result logits = result_of(call.logits, QT_FLOAT32, w.n, false, args->bias),
+               h = result_of(call.h, dtype, w.rank(), false);
   if (qt_status status = linear_forward(stream, w, rows, rows, count, logits, w.lora_a ? &h : nullptr)) return status;
-  if (qt_status status = launch(row_loss_kernel<T>, count, kThreads, 0, stream, call.logits, data_of<float>(args->losses),
-                                call.kept, call.target, data_of<const int32_t>(args->targets), first, w.n, call.gradient,
-                                w.n % kEight == 0))
+  const int64_t wanted = ceil_div<int64_t>(w.n, kWarp * kEight) * kWarp, threads = wanted < kThreads ? wanted : kThreads;
+  if (qt_status status = launch(row_loss_kernel<T>, count, dim3(static_cast<unsigned>(threads)), 0, stream, call.logits,
+                                data_of<float>(args->losses), call.kept, call.target, data_of<const int32_t>(args->targets),
+                                first, w.n, call.gradient, w.n % kEight == 0))
     return status;
   return call.gradient ? chunk_gradients<T>(stream, call, first, count) : QT_OK;
 }

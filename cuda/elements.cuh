@@ -71,8 +71,8 @@ inline bool all_aligned(const Pointers*... pointers) {
 
 // ---- element-wise kernels --------------------------------------------------------------------------------------------
 
-// body(i, count) for the elements [i, i + count) of n, count <= 8. Bound by memory: a multiprocessor has 2048 threads with one wide
-// access of each operand under way.
+// body(i, count) for the elements [i, i + count) of n, count <= 8. Bound by memory: a multiprocessor has 2048 threads with one
+// wide access of each operand under way.
 constexpr int kElementThreads = 256;
 
 template <class Body>

@@ -295,8 +295,8 @@ qt_status sum(qt_stream* stream, const qt_sum_args* args) {
   const bool accumulate = args->accumulate != 0;
   return with_activation(args->x->dtype, [&](auto zero) {
     const auto* x = data_of<const decltype(zero)>(args->x);
-    qt_status status = launch(sum_kernel<decltype(zero)>, pieces, kElementThreads, 0, stream, x, n, all_aligned(x), partial, out,
-                              args->factor, accumulate);
+    qt_status status = launch(sum_kernel<decltype(zero)>, pieces, kElementThreads, 0, stream, x, n, all_aligned(x), partial,
+                              out, args->factor, accumulate);
     if (status != QT_OK || pieces == 1) return status;
     return launch(finish_sum_kernel, 1, kElementThreads, 0, stream, partial, pieces, out, args->factor, accumulate);
   });

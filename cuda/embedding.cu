@@ -113,8 +113,8 @@ __device__ int list_matches(const Target& target, int64_t start, int64_t count, 
 // their order, rounding as it would in memory; so there is no atomic addition and no order but this. Bound by memory (x once,
 // the destinations once) as long as the index lists, which every block reads, are small beside the rows.
 template <class Target, class Out, class In>
-__global__ void __launch_bounds__(kThreads) add_rows_kernel(Target target, Out*, const In* x, int64_t count, int64_t width,
-                                                            bool aligned) {
+__global__ void __launch_bounds__(kThreads)
+    add_rows_kernel(Target target, Out*, const In* x, int64_t count, int64_t width, bool aligned) {
   QT_SHARED(int, matches, kThreads);
   const int64_t t = blockIdx.x, row = target.row(t);
   if (threadIdx.x == 0 && blockIdx.y == 0) target.refuse(t);
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads) add_rows_kernel(Target target, Out*,
 template <class Out, class In, class Target>
 qt_status add_rows(qt_stream* stream, const Target& target, const In* x, int64_t count, int64_t width, bool aligned) {
   const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(ceil_div<int64_t>(width, kThreads * kEight)));
-  return launch(add_rows_kernel<Target, Out, In>, grid, kThreads, 0, stream, target, static_cast<Out*>(nullptr), x, count, width,
-                aligned && width % kEight == 0);
+  return launch(add_rows_kernel<Target, Out, In>, grid, kThreads, 0, stream, target, static_cast<Out*>(nullptr), x, count,
+                width, aligned && width % kEight == 0);
 }
 
 // ---- embedding -------------------------------------------------------------------------------------------------------
@@ -185,8 +185,9 @@ qt_status gather_rows(qt_stream* stream, const qt_gather_rows_args* args) {
   auto start = [&](auto unit) {
     using Unit = decltype(unit);
     const int64_t units = bytes / static_cast<int64_t>(sizeof(Unit));
-    return launch(gather_kernel<Unit>, ceil_div<int64_t>(count * units, kThreads), kThreads, 0, stream, data_of<Unit>(args->out),
-                  data_of<const Unit>(args->x), data_of<const int32_t>(args->rows), count, units, limit, report);
+    return launch(gather_kernel<Unit>, ceil_div<int64_t>(count * units, kThreads), kThreads, 0, stream,
+                  data_of<Unit>(args->out), data_of<const Unit>(args->x), data_of<const int32_t>(args->rows), count, units,
+                  limit, report);
   };
   if (bytes % 16 == 0 && all_aligned(args->out->data, args->x->data)) return start(uint4{});
   return element == 4 ? start(uint32_t{}) : start(uint16_t{});
@@ -200,7 +201,8 @@ qt_status scatter_add_rows(qt_stream* stream, const qt_scatter_add_rows_args* ar
       using Out = decltype(out_type);
       using In = decltype(x_type);
       const ScatterTarget<Out> target{data_of<Out>(args->out), data_of<const int32_t>(args->rows), width, limit, report};
-      return add_rows<Out>(stream, target, data_of<const In>(args->x), count, width, all_aligned(args->out->data, args->x->data));
+      return add_rows<Out>(stream, target, data_of<const In>(args->x), count, width,
+                           all_aligned(args->out->data, args->x->data));
     });
   });
 }
@@ -208,14 +210,14 @@ qt_status scatter_add_rows(qt_stream* stream, const qt_scatter_add_rows_args* ar
 qt_status embedding(qt_stream* stream, const qt_embedding_args* args) {
   const int64_t width = last_of(args->table), tokens = args->ids->elements;
   const bool extra = args->rows && args->row_of;
-  const Lookup lookup = make_lookup(stream, args->ids, extra ? args->row_of : nullptr, rows_of(args->table),
-                                    extra ? rows_of(args->rows) : 0);
+  const Lookup lookup =
+      make_lookup(stream, args->ids, extra ? args->row_of : nullptr, rows_of(args->table), extra ? rows_of(args->rows) : 0);
   const bool aligned = width % kEight == 0 && all_aligned(args->y->data, args->table->data, extra ? args->rows->data : nullptr);
   return with_activation(args->y->dtype, [&](auto y_type) {
     using Y = decltype(y_type);
     return launch(embedding_kernel<Y>, ceil_div<int64_t>(tokens * ceil_div<int64_t>(width, kEight), kThreads), kThreads, 0,
-                  stream, data_of<Y>(args->y), lookup, args->table->data, args->table->dtype, extra ? args->rows->data : nullptr,
-                  extra ? args->rows->dtype : QT_FLOAT32, tokens, width, aligned);
+                  stream, data_of<Y>(args->y), lookup, args->table->data, args->table->dtype,
+                  extra ? args->rows->data : nullptr, extra ? args->rows->dtype : QT_FLOAT32, tokens, width, aligned);
   });
 }
 

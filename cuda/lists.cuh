@@ -30,7 +30,8 @@ __device__ inline Piece find_piece(const ListPieces& pieces, int64_t piece_size)
 
 // item(i) says what the kernel needs to know of tensor i; start(pieces, items) launches with both tables in device memory.
 template <class Item, class Describe, class Start>
-qt_status for_list(qt_stream* stream, const qt_tensor_list* list, int64_t piece_size, const Describe& item, const Start& start) {
+qt_status for_list(qt_stream* stream, const qt_tensor_list* list, int64_t piece_size, const Describe& item,
+                   const Start& start) {
   const int64_t count = list->count;
   std::vector<int64_t> first(static_cast<size_t>(count + 1));
   std::vector<Item> items(static_cast<size_t>(count));

@@ -5,10 +5,10 @@
 namespace quantune::cuda {
 namespace {
 
-// A row belongs to a group of threads: one warp (several rows a block) or a whole block. Each thread keeps its part of the row in
-// registers, kKeep times eight elements; wider rows are read again, from the nearest cache.
+// A row belongs to a group of threads: one warp (several rows a block) or a whole block. Each thread keeps its part of the row
+// in registers, kKeep times eight elements; wider rows are read again, from the nearest cache.
 constexpr int kKeep = 4;
-constexpr int kRowsPerBlock = 4;  // with one warp a row
+constexpr int kRowsPerBlock = 4;   // with one warp a row
 constexpr int kMostThreads = 512;  // of a group
 
 struct Group {
@@ -74,12 +74,15 @@ struct Columns {
   }
 };
 
-Columns columns(const qt_tensor* tensor) { return tensor ? Columns{tensor->data, tensor->dtype} : Columns{nullptr, QT_FLOAT32}; }
+Columns columns(const qt_tensor* tensor) {
+  return tensor ? Columns{tensor->data, tensor->dtype} : Columns{nullptr, QT_FLOAT32};
+}
 
 // Bound by memory: x once, y once; weight and bias come from the caches.
 template <class T, bool centered>
-__global__ void __launch_bounds__(kMostThreads) norm_kernel(T* y, float* mean_out, float* rstd_out, const T* x, Columns weight,
-                                                    Columns bias, float eps, int64_t rows, int64_t width, bool aligned) {
+__global__ void __launch_bounds__(kMostThreads)
+    norm_kernel(T* y, float* mean_out, float* rstd_out, const T* x, Columns weight, Columns bias, float eps, int64_t rows,
+                int64_t width, bool aligned) {
   const Group group;
   if (group.row >= rows) return;  // a whole warp, or no thread of the block
   const RowPart<T> part(x + group.row * width, width, group, aligned);
@@ -218,8 +221,8 @@ qt_status norm_backward(qt_stream* stream, const Backward& a) {
   float* partial = stream->scratch_of<float>(parts * 2 * width);
   if (!partial) return stream->out_of_scratch();
   const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(width, kColumns)), static_cast<unsigned>(parts));
-  qt_status status = launch(norm_columns_kernel<T>, grid, dim3(kColumns, kRowLanes), 0, stream, partial, dy, x, mean, rstd, rows,
-                            width);
+  qt_status status =
+      launch(norm_columns_kernel<T>, grid, dim3(kColumns, kRowLanes), 0, stream, partial, dy, x, mean, rstd, rows, width);
   if (status != QT_OK) return status;
   return launch(norm_add_parts_kernel, dim3(static_cast<unsigned>(ceil_div<int64_t>(width, 128)), 2), 128, 0, stream,
                 data_of<float>(a.d_weight), data_of<float>(a.d_bias), partial, parts, width);
@@ -242,8 +245,8 @@ qt_status rms_norm(qt_stream* stream, const qt_rms_norm_args* args) {
 qt_status layer_norm(qt_stream* stream, const qt_layer_norm_args* args) {
   const int64_t width = last_of(args->x), rows = width ? args->x->elements / width : 0;
   const dim3 block = group_block(width);
-  const bool aligned = width % kEight == 0 && all_aligned(args->y->data, args->x->data, args->weight->data,
-                                                          args->bias ? args->bias->data : nullptr);
+  const bool aligned = width % kEight == 0 &&
+                       all_aligned(args->y->data, args->x->data, args->weight->data, args->bias ? args->bias->data : nullptr);
   return with_activation(args->x->dtype, [&](auto zero) {
     using T = decltype(zero);
     return launch(norm_kernel<T, true>, group_blocks(rows, block), block, 0, stream, data_of<T>(args->y),

@@ -63,7 +63,9 @@ __global__ void __launch_bounds__(kThreads)
   const Piece piece = find_piece(pieces, kPiece);
   const Parameter x = parameters[piece.item];
   const bool aligned = (reinterpret_cast<uintptr_t>(x.p) | reinterpret_cast<uintptr_t>(x.g) | reinterpret_cast<uintptr_t>(x.m) |
-                        reinterpret_cast<uintptr_t>(x.v)) % 16 == 0;
+                        reinterpret_cast<uintptr_t>(x.v)) %
+                           16 ==
+                       0;
   const int64_t end = piece.begin + kPiece < x.size ? piece.begin + kPiece : x.size;
   for (int64_t i = piece.begin + threadIdx.x * kEight; i < end; i += kThreads * kEight) {
     Float8 p = load8(x.p + i, end - i, aligned), m = load8(x.m + i, end - i, aligned), v = load8(x.v + i, end - i, aligned);
@@ -89,7 +91,9 @@ __global__ void check_norm_kernel(const float* norm, int32_t* not_finite) {
 }  // namespace
 
 qt_status grad_norm(qt_stream* stream, const qt_grad_norm_args* args) {
-  auto describe = [&](int64_t i) { return Gradient{data_of<const float>(args->grads->items[i]), args->grads->items[i]->elements}; };
+  auto describe = [&](int64_t i) {
+    return Gradient{data_of<const float>(args->grads->items[i]), args->grads->items[i]->elements};
+  };
   return for_list<Gradient>(stream, args->grads, kPiece, describe, [&](const ListPieces& pieces, const Gradient* gradients) {
     double* partial = stream->scratch_of<double>(pieces.count + 1);
     if (!partial) return stream->out_of_scratch();
@@ -105,14 +109,10 @@ qt_status adamw(qt_stream* stream, const qt_adamw_args* a) {
   }
   const double step = static_cast<double>(a->step), correction1 = 1 - std::pow(a->beta1, step),
                correction2 = 1 - std::pow(a->beta2, step);
-  const Update update{static_cast<float>(a->max_norm),
-                      static_cast<float>(1 - a->learning_rate * a->weight_decay),
-                      static_cast<float>(1 - a->beta1),
-                      static_cast<float>(a->beta2),
-                      static_cast<float>(1 - a->beta2),
-                      static_cast<float>(std::sqrt(correction2)),
-                      static_cast<float>(a->eps),
-                      static_cast<float>(-a->learning_rate / correction1)};
+  const Update update{static_cast<float>(a->max_norm),  static_cast<float>(1 - a->learning_rate * a->weight_decay),
+                      static_cast<float>(1 - a->beta1), static_cast<float>(a->beta2),
+                      static_cast<float>(1 - a->beta2), static_cast<float>(std::sqrt(correction2)),
+                      static_cast<float>(a->eps),       static_cast<float>(-a->learning_rate / correction1)};
   const float* norm = data_of<const float>(a->norm);
   int32_t* not_finite = data_of<int32_t>(a->not_finite);
   auto describe = [&](int64_t i) {

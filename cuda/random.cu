@@ -6,8 +6,8 @@ namespace quantune::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kCounters = 4;              // neighbouring ones that a thread computes: 16 elements, four runs of four
-constexpr int kGroup = 64, kRun = 16;     // a group's elements, and those that take the same word
+constexpr int kCounters = 4;                 // neighbouring ones that a thread computes: 16 elements, four runs of four
+constexpr int kGroup = 64, kRun = 16;        // a group's elements, and those that take the same word
 constexpr int kPerGroup = kRun / kCounters;  // threads a group
 
 // The numbers of one thread: value[w][j] in [0, 1) belongs to element first + kRun w + j.

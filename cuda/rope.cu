@@ -6,9 +6,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The angle is the float32 product of position and frequency, as transformers computes it. A table is small: bound by the launch.
-__global__ void __launch_bounds__(kThreads)
-    rope_table_kernel(float* table, const int32_t* positions, const float* inv_freq, float scaling, int64_t tokens, int64_t half) {
+// The angle is the float32 product of position and frequency, as transformers computes it. A table is small: bound by the
+// launch.
+__global__ void __launch_bounds__(kThreads) rope_table_kernel(float* table, const int32_t* positions, const float* inv_freq,
+                                                              float scaling, int64_t tokens, int64_t half) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= tokens * half) return;
   const int64_t t = at / half, i = at - t * half;
@@ -17,8 +18,8 @@ __global__ void __launch_bounds__(kThreads)
   table[t * 2 * half + half + i] = sinf(angle) * scaling;
 }
 
-// A thread turns eight pairs of one head; y may be x, as both halves are read before either is written. Bound by memory: x once,
-// y once; the table is shared by the heads of a token and comes from the caches.
+// A thread turns eight pairs of one head; y may be x, as both halves are read before either is written. Bound by memory: x
+// once, y once; the table is shared by the heads of a token and comes from the caches.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(T* y, const T* x, const float* table, int64_t count, int64_t heads, int64_t half, float sign, bool aligned) {

@@ -59,7 +59,8 @@ __device__ int64_t draw_from_all(const SampleShared& shared, const float* logits
       }
       const unsigned possible = __ballot_sync(kFullMask, own > 0);
       const unsigned passed = __ballot_sync(kFullMask, own > 0 && target < through);
-      if (possible) token = start + (passed ? __ffs(static_cast<int>(passed)) - 1 : kWarp - 1 - __clz(static_cast<int>(possible)));
+      if (possible)
+        token = start + (passed ? __ffs(static_cast<int>(passed)) - 1 : kWarp - 1 - __clz(static_cast<int>(possible)));
       if (passed) break;
       target -= __shfl_sync(kFullMask, through, kWarp - 1);
     }
@@ -133,8 +134,8 @@ __device__ double sum_before(const SampleShared& shared, double own, double* tot
   return shared.sums[threadIdx.x];
 }
 
-// The candidates that top-k, top-p and min-p (in this order, as transformers' warpers) leave of the sorted list, and the one that
-// the drawn share falls on. Ties with the k-th best stay. Weights are e^(logit - highest) in float64.
+// The candidates that top-k, top-p and min-p (in this order, as transformers' warpers) leave of the sorted list, and the one
+// that the drawn share falls on. Ties with the k-th best stay. Weights are e^(logit - highest) in float64.
 __device__ int64_t draw_from_list(const SampleShared& shared, const uint64_t* list, int64_t listed, const Warpers& warpers,
                                   double total, double uniform) {
   auto logit = [&](int64_t i) { return candidate_score(list[i]) / warpers.temperature; };
@@ -179,8 +180,8 @@ __device__ double drawn_share(const uint32_t* rng) {
   return (static_cast<double>(numbers.word[0] >> 5) * 67108864.0 + (numbers.word[1] >> 6)) / 9007199254740992.0;
 }
 
-// One block a row: three or four passes over it, the first from memory, the others from the second-level cache, and a sort of the
-// candidates that can be left (tens to a few thousands). Bound by what one multiprocessor reads of that cache.
+// One block a row: three or four passes over it, the first from memory, the others from the second-level cache, and a sort of
+// the candidates that can be left (tens to a few thousands). Bound by what one multiprocessor reads of that cache.
 __global__ void __launch_bounds__(kMostThreads)
     sample_kernel(int32_t* tokens, float* log_probs, const float* logits, const uint32_t* rng, uint64_t* spill, int64_t padded,
                   int64_t width, Warpers warpers, bool filtered) {
@@ -243,7 +244,8 @@ qt_status sample(qt_stream* stream, const qt_sample_args* args) {
   const int threads = static_cast<int>(wanted < kMostThreads ? wanted : kMostThreads);
   const size_t bytes = filtered ? shared_bytes<AllShared>(threads) : shared_bytes<SampleShared>(threads);
   return launch(sample_kernel, rows, threads, bytes, stream, data_of<int32_t>(args->tokens), data_of<float>(args->log_probs),
-                data_of<const float>(args->logits), data_of<const uint32_t>(args->rng), spill, padded, width, warpers, filtered);
+                data_of<const float>(args->logits), data_of<const uint32_t>(args->rng), spill, padded, width, warpers,
+                filtered);
 }
 
 }  // namespace quantune::cuda

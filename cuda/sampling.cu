@@ -14,7 +14,8 @@ struct SliceSum {
   float highest, sum;  // sum of e^(x - highest)
 };
 
-__global__ void __launch_bounds__(kThreads) slice_sums_kernel(SliceSum* sums, const float* logits, int64_t width, bool aligned) {
+__global__ void __launch_bounds__(kThreads)
+    slice_sums_kernel(SliceSum* sums, const float* logits, int64_t width, bool aligned) {
   const float* row = logits + blockIdx.y * width;
   const int64_t first = blockIdx.x * kSlice + threadIdx.x * kEight;
   Float8 x[kVectors];
@@ -127,9 +128,9 @@ __device__ void set_logit(float* logit, float value) {  // several threads may w
 }
 
 // Positive logits are divided, negative ones multiplied; reading all before writing any gives each distinct token one penalty.
-// Then every token that would complete an n-gram that the history already has is banned. What is no column of the logits (padding
-// below 0, tokens that the head does not have) cannot be generated: it stands in n-grams and changes no logit. One block a row;
-// bound by latency: three dependent accesses.
+// Then every token that would complete an n-gram that the history already has is banned. What is no column of the logits
+// (padding below 0, tokens that the head does not have) cannot be generated: it stands in n-grams and changes no logit. One
+// block a row; bound by latency: three dependent accesses.
 __global__ void __launch_bounds__(kThreads)
     logits_process_kernel(float* logits, const int32_t* histories, const int32_t* lengths, float* penalized, float penalty,
                           int64_t ngram, int64_t width, int64_t columns, Report report) {
@@ -162,8 +163,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) suppress_tokens_kernel(float* logits, const int32_t* ids, int64_t count, int64_t width,
-                                                                   Report report) {
+__global__ void __launch_bounds__(kThreads)
+    suppress_tokens_kernel(float* logits, const int32_t* ids, int64_t count, int64_t width, Report report) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   if (ids[i] >= 0 && ids[i] < width)
@@ -232,8 +233,8 @@ qt_status argmax(qt_stream* stream, const qt_argmax_args* args) {
     return launch(slice_best_kernel, grid, kThreads, 0, stream, bests + first * slices, logits + first * width, width, aligned);
   });
   if (status != QT_OK) return status;
-  return launch(argmax_kernel, rows, kWarp, 0, stream, data_of<int32_t>(args->tokens), data_of<float>(args->values), logits, bests,
-                slices, width);
+  return launch(argmax_kernel, rows, kWarp, 0, stream, data_of<int32_t>(args->tokens), data_of<float>(args->values), logits,
+                bests, slices, width);
 }
 
 }  // namespace quantune::cuda
