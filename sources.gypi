@@ -22,6 +22,17 @@
       'csrc/cpu/sampling.cpp',
       'csrc/cpu/table.cpp',
     ],
+    # What the variant avx512bf16 does otherwise than avx512, from which it takes the rest.
+    'cpu_bf16_sources': [
+      'csrc/cpu/cross_entropy.cpp',
+      'csrc/cpu/gemm.cpp',
+      'csrc/cpu/gemm_pack.cpp',
+      'csrc/cpu/gemm_pack_pairs.cpp',
+      'csrc/cpu/gemm_small.cpp',
+      'csrc/cpu/linear.cpp',
+      'csrc/cpu/matmul.cpp',
+      'csrc/cpu/table_avx512bf16.cpp',
+    ],
     'core_sources': [
       'csrc/core/allocator.cpp',
       'csrc/core/backends.cpp',

@@ -28,6 +28,9 @@ void fill_table(qt_backend* backend);
 namespace avx512 {
 void fill_table(qt_backend* backend);
 }
+namespace avx512bf16 {
+void fill_table(qt_backend* backend);
+}
 #endif
 
 namespace {
@@ -89,14 +92,7 @@ qt_status event(qt_stream* stream, qt_done done, void* context) {
 
 qt_status sticky_status(qt_stream*) { return QT_OK; }
 
-using Fill = void (*)(qt_backend*);
-struct Variant {
-  const char* name;
-  Fill fill;
-  bool usable;
-};
-
-template <Fill fill>
+template <void (*fill)(qt_backend*)>
 const qt_backend* table_of(const char* name) {
   static const qt_backend* table = [name] {
     auto* backend = new qt_backend{};
@@ -120,29 +116,65 @@ const qt_backend* table_of(const char* name) {
   return table;
 }
 
+struct Variant {
+  const char* name;
+  const qt_backend* (*table)(const char* name);
+  bool (*usable)();
+  const char* needs;
+};
+
+#if defined(QT_WITH_X64_VARIANTS)
+bool has_avx2();
+bool has_avx512();
+bool has_avx512bf16();
+#endif
+
+// The slowest first: of those that the CPU can run the last is taken.
+constexpr Variant variants[] = {
+    {"generic", table_of<generic::fill_table>, [] { return true; }, nullptr},
+#if defined(QT_WITH_X64_VARIANTS)
+    {"avx2", table_of<avx2::fill_table>, has_avx2, "AVX2 with FMA"},
+    {"avx512", table_of<avx512::fill_table>, has_avx512, "AVX-512 (F, BW, DQ, VL)"},
+    {"avx512bf16", table_of<avx512bf16::fill_table>, has_avx512bf16, "AVX-512 with BF16"},
+#endif
+};
+
 #if defined(QT_WITH_X64_VARIANTS)
 #if defined(_MSC_VER) && !defined(__clang__)
-// Leaf 7's EBX, when the system saves the registers that `mask` of XCR0 names.
-int extended_features(unsigned long long mask) {
-  int leaf[4];
-  __cpuid(leaf, 1);
-  bool fma = leaf[2] >> 12 & 1, saves = leaf[2] >> 27 & 1;
-  if (!fma || !saves || (_xgetbv(0) & mask) != mask) return 0;
-  __cpuidex(leaf, 7, 0);
-  return leaf[1];
-}
-bool has_avx2() { return extended_features(0x6) >> 5 & 1; }
-bool has_avx512() {
+// Leaf 7, when the system saves the registers that `mask` of XCR0 names, else zeros.
+struct ExtendedFeatures {
+  int first[4] = {}, second[4] = {};  // of subleaf 0 and 1: EAX, EBX, ECX, EDX
+  explicit ExtendedFeatures(unsigned long long mask) {
+    int leaf[4];
+    __cpuid(leaf, 1);
+    bool fma = leaf[2] >> 12 & 1, saves = leaf[2] >> 27 & 1;
+    if (!fma || !saves || (_xgetbv(0) & mask) != mask) return;
+    __cpuidex(first, 7, 0);
+    if (first[0] >= 1) __cpuidex(second, 7, 1);
+  }
+};
+bool has_avx2() { return ExtendedFeatures(0x6).first[1] >> 5 & 1; }
+bool has_native_avx512() {
   unsigned needed = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
-  return (static_cast<unsigned>(extended_features(0xe6)) & needed) == needed;
+  return (static_cast<unsigned>(ExtendedFeatures(0xe6).first[1]) & needed) == needed;
 }
+bool has_native_bf16() { return ExtendedFeatures(0xe6).second[0] >> 5 & 1; }
 #else
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
+bool has_native_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_native_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 #endif
+
+#if defined(QT_SIMDE)
+constexpr bool emulated = true;  // a build for tests: see CMakeLists.txt
+#else
+constexpr bool emulated = false;
+#endif
+bool has_avx512() { return emulated || has_native_avx512(); }
+bool has_avx512bf16() { return emulated || (has_native_avx512() && has_native_bf16()); }
 #endif
 
 }  // namespace
@@ -151,24 +183,20 @@ bool has_avx512() {
 const qt_backend* cpu_backend(std::string* error) {
   using namespace cpu;
   const char* forced = std::getenv("QUANTUNE_CPU");
-  std::string wanted = forced ? forced : "";
-#if defined(QT_WITH_X64_VARIANTS)
-  if (wanted == "avx512" || (wanted.empty() && has_avx512())) {
-    if (has_avx512()) return table_of<avx512::fill_table>("avx512");
-    *error = "QUANTUNE_CPU=avx512, but this CPU has no AVX-512 (F, BW, DQ, VL)";
-    return nullptr;
+  const std::string wanted = forced ? forced : "";
+  const Variant* chosen = nullptr;
+  std::string known;
+  for (const Variant& variant : variants) {
+    known += (known.empty() ? "" : ", ") + std::string(variant.name);
+    const bool usable = variant.usable();
+    if (wanted == variant.name && !usable) {
+      *error = "QUANTUNE_CPU=" + wanted + ", but this CPU has no " + variant.needs;
+      return nullptr;
+    }
+    if (wanted.empty() ? usable : wanted == variant.name) chosen = &variant;
   }
-  if (wanted == "avx2" || (wanted.empty() && has_avx2())) {
-    if (has_avx2()) return table_of<avx2::fill_table>("avx2");
-    *error = "QUANTUNE_CPU=avx2, but this CPU has no AVX2 with FMA";
-    return nullptr;
-  }
-#endif
-  if (wanted.empty() || wanted == "generic") return table_of<generic::fill_table>("generic");
-  *error = "QUANTUNE_CPU=" + wanted + " is not a variant of this build; known are generic";
-#if defined(QT_WITH_X64_VARIANTS)
-  *error += ", avx2, avx512";
-#endif
+  if (chosen) return chosen->table(chosen->name);
+  *error = "QUANTUNE_CPU=" + wanted + " is not a variant of this build; known are " + known;
   return nullptr;
 }
 

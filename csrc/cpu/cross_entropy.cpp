@@ -125,7 +125,7 @@ qt_status chunk_gradients(qt_stream* stream, const qt_linear_cross_entropy_args*
   const float* t = nullptr;
   if (w.lora_a && (args->dx || args->d_lora_a)) {
     const Product up = {dy_rows, columns_of(w.lora_b), w.n, 1.0f};
-    if (qt_status status = gemm(stream, count, w.rank(), &up, 1, result_of(chunk.t, w.rank(), false))) return status;
+    if (qt_status status = gemm(stream, count, w.rank(), &up, 1, result_of(chunk.t, w.rank(), false), w.compute)) return status;
     t = chunk.t;
   }
   if (args->dx) {
@@ -161,7 +161,8 @@ qt_status chunk_gradients(qt_stream* stream, const qt_linear_cross_entropy_args*
 }  // namespace
 
 qt_status linear_cross_entropy(qt_stream* stream, const qt_linear_cross_entropy_args* args) {
-  const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale));
+  const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale),
+                 args->x->dtype);
   TargetRows target;
   if (qt_status status = collect_rows(stream, args, row_count(args->x), w.n, &target)) return status;
   clear(args->dx);  // rows without a target

@@ -41,13 +41,15 @@ inline Result result_of(float* data, int64_t columns, bool accumulate, const flo
   return {data, QT_FLOAT32, columns, 1, accumulate, bias};
 }
 
-// The order of every sum depends on the shapes alone: results repeat bit for bit whatever the number of threads.
-qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
+// `compute` is what the factors are multiplied as: QT_FLOAT32, or QT_BFLOAT16, to which they may then be rounded (they are in
+// the variant with instructions for it, where that pays). Sums are float32. The order of every sum depends on the shapes alone:
+// results repeat bit for bit whatever the number of threads.
+qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c, int compute);
 
 // Products with few rows or columns and k contiguous on the other side: dot products, nothing is packed.
 constexpr int64_t small_rows = 6, small_columns = 16;
 bool is_small(int64_t m, int64_t n, const Product* products, int count);
-qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
+qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c, int compute);
 
 // Elements / length of the last dimension.
 inline int64_t row_count(const qt_tensor* t) { return t->shape[t->ndim - 1] ? t->elements / t->shape[t->ndim - 1] : 0; }

@@ -6,11 +6,6 @@ namespace {
 
 constexpr int width = Vec::width;
 
-template <class T>
-Vec load_up_to(const T* from, int count) {
-  return count >= width ? Vec::load(from) : Vec::load_partial(from, count);
-}
-
 // A strip with fewer lanes than a register is stored in whole registers all the same: what is beyond its stride is overwritten
 // by the next row, and past the last row there is room.
 

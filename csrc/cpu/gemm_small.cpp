@@ -1,119 +1,16 @@
 // Products with few rows on one side (a decode step's activations, an adapter's rank) and k contiguous on the other: dot
-// products over the many rows, each loaded once, none packed. The few rows are kept as float32.
+// products over the many rows, each loaded once, none packed. See gemm_dots.h.
 #include <type_traits>
 
-#include "gemm.h"
-#include "gemm_pack.h"
+#include "gemm_dots.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
 namespace {
 
 constexpr int width = Vec::width;
-// Accumulators: `few` rows at a time against `many` rows at a time.
-#if defined(QT_CPU_AVX512)
-constexpr int most_few = 4, many = 4;
-#else
-constexpr int most_few = 2, many = 4;
-#endif
-// Elements in a step over codes: one register of words, eight codes each.
-constexpr int64_t code_run = width * 8;
 
 int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
-
-// The few rows of one product and the many: data of `dtype`, `stride` elements apart.
-struct Operand {
-  const float* few;
-  int64_t few_stride;
-  Factor rows;
-  int64_t k;
-  bool codes;  // few is in the order of codes, see order_for_codes
-};
-
-// Groups of rows follow one another in memory: what a later group needs is fetched while this one is summed, at least a page
-// ahead, where the hardware's own prefetching stops.
-inline int64_t prefetch_distance(int64_t row_bytes) {
-  const int64_t group = many * row_bytes;
-  return group <= 0 ? 0 : (4096 + group - 1) / group * group;
-}
-inline void prefetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#else
-  (void)p;
-#endif
-}
-
-template <int Few, class T>
-void accumulate_rows(const Operand& o, int64_t few, const T* const (&row)[many], Vec (&sum)[Few][many]) {
-  const float* x = o.few + few * o.few_stride;
-  const int64_t ahead =
-      prefetch_distance(o.rows.outer_stride * static_cast<int64_t>(sizeof(T))) / static_cast<int64_t>(sizeof(T));
-  int64_t i = 0;
-  for (; i + width <= o.k; i += width) {
-    Vec w[many];
-    for (int j = 0; j < many; j++) {
-      prefetch(row[j] + i + ahead);
-      w[j] = Vec::load(row[j] + i);
-    }
-    for (int f = 0; f < Few; f++) {
-      const Vec v = Vec::load(x + f * o.few_stride + i);
-      for (int j = 0; j < many; j++) sum[f][j] = fma(v, w[j], sum[f][j]);
-    }
-  }
-  if (i == o.k) return;
-  const int rest = static_cast<int>(o.k - i);
-  for (int j = 0; j < many; j++) {
-    const Vec w = Vec::load_partial(row[j] + i, rest);
-    for (int f = 0; f < Few; f++) sum[f][j] = fma(Vec::load(x + f * o.few_stride + i), w, sum[f][j]);  // padded with zeros
-  }
-}
-
-#if defined(QT_CODE_WORDS)
-
-// A register of words holds the codes of code_run elements: word l those of elements 8 l to 8 l + 7. So element e of all words
-// meets x[e], x[8 + e], …: the few rows are brought into that order once.
-void order_for_codes(const float* from, int64_t k, float* to) {
-  for (int64_t i = 0; i < k; i += code_run)
-    for (int e = 0; e < 8; e++)
-      for (int l = 0; l < width; l++) to[i + e * width + l] = i + 8 * l + e < k ? from[i + 8 * l + e] : 0.0f;
-}
-
-// The scales of a register of words: one for each 64 elements.
-inline Vec scales_of(const FourBit& q, int64_t at, bool whole) {
-#if defined(QT_CPU_AVX512)
-  const __m512 first = _mm512_set1_ps(q.scale(at >> q.block_shift));
-  return {whole ? _mm512_mask_blend_ps(0xff00, first, _mm512_set1_ps(q.scale((at + 64) >> q.block_shift))) : first};
-#else
-  (void)whole;
-  return Vec::broadcast(q.scale(at >> q.block_shift));
-#endif
-}
-
-template <int Few>
-void accumulate_codes(const Operand& o, const FourBit& q, int64_t few, const int64_t (&start)[many], Vec (&sum)[Few][many]) {
-  const CodeTable table = code_table(q.values);
-  const float* x = o.few + few * o.few_stride;
-  const int64_t ahead = prefetch_distance(o.rows.outer_stride / 2) / 4;
-  for (int64_t i = 0; i < o.k; i += code_run) {
-    const bool whole = o.k - i >= code_run;
-    for (int j = 0; j < many; j++) {
-      const float* codes = reinterpret_cast<const float*>(q.codes + (start[j] + i) / 2);
-      prefetch(codes + ahead);
-      const Vec words = whole ? Vec::load(codes) : Vec::load_partial(codes, 8);
-      Vec part[Few];
-      for (int f = 0; f < Few; f++) part[f] = Vec::zero();
-      for (int e = 0; e < 8; e++) {
-        const Vec w = look_up(table, words, e);
-        for (int f = 0; f < Few; f++) part[f] = fma(w, Vec::load(x + f * o.few_stride + i + e * width), part[f]);
-      }
-      const Vec scales = scales_of(q, start[j] + i, whole);
-      for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f], scales, sum[f][j]);
-    }
-  }
-}
-
-#endif
 
 // out[f][j] = the sum of sum[f][j]'s lanes.
 template <int Few>
@@ -174,8 +71,14 @@ void few_against(const Work& work, int64_t few, int64_t row, float* line) {
     if (is_four_bit(o.rows.dtype)) {
       const FourBit q(o.rows.data, o.rows.quant, o.rows.dtype);
 #if defined(QT_CODE_WORDS)
-      if (o.codes) {
+      if (o.order == Order::kFloatsForCodes) {
         accumulate_codes<Few>(o, q, few, start, sum);
+        continue;
+      }
+#endif
+#if defined(QT_PAIRS)
+      if (o.order == Order::kPairsForCodes) {
+        accumulate_pair_codes<Few>(o, q, few, start, sum);
         continue;
       }
 #endif
@@ -190,6 +93,11 @@ void few_against(const Work& work, int64_t few, int64_t row, float* line) {
     with_storage(o.rows.dtype, [&](auto type) {
       decltype(type) from[many];
       for (int j = 0; j < many; j++) from[j] = static_cast<decltype(type)>(o.rows.data) + start[j];
+#if defined(QT_PAIRS)
+      if constexpr (std::is_same<decltype(type), const bfloat16*>::value) {
+        if (o.order == Order::kPairs) return accumulate_pairs<Few>(o, few, from, sum);
+      }
+#endif
       accumulate_rows<Few>(o, few, from, sum);
     });
   }
@@ -210,27 +118,54 @@ void compute_rows(const Work& work, int64_t from, int64_t to, float* line) {
   }
 }
 
-// The few rows as float32, each padded with zeros to whole registers, and in the order of codes where that is read.
-bool prepare(qt_stream* stream, const Factor& few, int64_t count, const Factor& rows, int64_t k, float scale, Operand* out) {
-  out->rows = rows;
-  out->k = k;
-  out->codes = false;
-#if defined(QT_CODE_WORDS)
-  out->codes = is_four_bit(rows.dtype) && rows.outer_stride % 64 == 0;
+Order order_of(const Factor& rows, int compute) {
+#if defined(QT_PAIRS)
+  const bool pairs = compute == QT_BFLOAT16;
+#else
+  constexpr bool pairs = false;
+  (void)compute;
 #endif
-  const int64_t stride = round_up(k, code_run);
+#if defined(QT_CODE_WORDS)
+  if (is_four_bit(rows.dtype) && rows.outer_stride % 64 == 0) return pairs ? Order::kPairsForCodes : Order::kFloatsForCodes;
+#endif
+  return pairs && rows.dtype == QT_BFLOAT16 ? Order::kPairs : Order::kFloats;
+}
+
+// One of the few rows, k floats of which the rest up to a whole register is 0, as it is kept.
+void keep_row(const float* from, int64_t k, Order order, int64_t stride, float* to) {
+#if defined(QT_PAIRS)
+  Pair* pairs = reinterpret_cast<Pair*>(to);
+  if (order == Order::kPairsForCodes) return order_for_codes(from, k, pairs);
+  if (order == Order::kPairs) {
+    for (int64_t i = 0; i < stride; i += width)
+      round_pairs(Vec::load(from + 2 * i), Vec::load(from + 2 * i + width)).store(pairs + i);
+    return;
+  }
+#endif
+#if defined(QT_CODE_WORDS)
+  if (order == Order::kFloatsForCodes) return order_for_codes(from, k, to);
+#endif
+  (void)k;
+  (void)order;
+  std::memcpy(to, from, static_cast<size_t>(stride) * sizeof(float));
+}
+
+bool prepare(qt_stream* stream, const Factor& few, int64_t count, const Factor& rows, int64_t k, float scale, int compute,
+             Operand* out) {
+  const Order order = order_of(rows, compute);
+  const int64_t padded = round_up(k, code_run);
+  const int64_t stride = order == Order::kPairs || order == Order::kPairsForCodes ? padded / 2 : padded;
   float* data = stream->scratch_of<float>(count * stride + width);
-  float* line = stream->scratch_of<float>(stride);
+  float* line = stream->scratch_of<float>(padded + width);
   if (!data || !line) return false;
-  out->few = data;
-  out->few_stride = stride;
+  *out = {data, stride, order, rows, k};
   for (int64_t i = 0; i < count; i++) {
-    float* to = out->codes ? line : data + i * stride;
-    pack_strip(few, i, 1, 1, 0, k, scale, to, line);
-    for (int64_t j = k; j < stride; j++) to[j] = 0.0f;
-#if defined(QT_CODE_WORDS)
-    if (out->codes) order_for_codes(line, k, data + i * stride);
-#endif
+    if (few.k_stride == 1 && !is_four_bit(few.dtype))
+      widen(few.data, few.dtype, i * few.outer_stride, k, line, scale);
+    else
+      pack_strip(few, i, 1, 1, 0, k, scale, line, line);
+    for (int64_t j = k; j < padded; j++) line[j] = 0.0f;
+    keep_row(line, k, order, stride, data + i * stride);
   }
   return true;
 }
@@ -247,7 +182,8 @@ bool is_small(int64_t m, int64_t n, const Product* products, int count) {
   return rows || columns;
 }
 
-qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c) {
+qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c,
+                     int compute) {
   Work work = {};
   work.few_is_row = m <= small_rows;
   for (int i = 0; i < count; i++) work.few_is_row = work.few_is_row && products[i].b.k_stride == 1;
@@ -259,7 +195,8 @@ qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* pro
   for (int i = 0; i < count; i++) {
     const Product& p = products[i];
     const Factor &few = work.few_is_row ? p.a : p.b, &rows = work.few_is_row ? p.b : p.a;
-    if (!prepare(stream, few, work.few, rows, p.k, p.scale, &work.operands[i])) return out_of_scratch(stream, "matrix product");
+    if (!prepare(stream, few, work.few, rows, p.k, p.scale, compute, &work.operands[i]))
+      return out_of_scratch(stream, "matrix product");
     depth = depth > p.k ? depth : p.k;
   }
   // A row's sums do not depend on where the tasks are cut.

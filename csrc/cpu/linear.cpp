@@ -35,7 +35,7 @@ const float* float_bias(qt_stream* stream, const qt_tensor* bias) {
 
 qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lora_x, int64_t m, const Result& y, Result* h) {
   Product products[2] = {{x, w.weight_rows(), w.k, 1.0f}, {}};
-  if (!w.lora_a) return gemm(stream, m, w.n, products, 1, y);
+  if (!w.lora_a) return gemm(stream, m, w.n, products, 1, y, w.compute);
   Result own;
   if (!h) {
     float* data = stream->scratch_of<float>(m * w.rank());
@@ -44,40 +44,41 @@ qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lo
     h = &own;
   }
   const Product down = {lora_x, rows_of(w.lora_a), w.k, 1.0f};
-  if (qt_status status = gemm(stream, m, w.rank(), &down, 1, *h)) return status;
+  if (qt_status status = gemm(stream, m, w.rank(), &down, 1, *h, w.compute)) return status;
   products[1] = {{h->data, h->dtype, nullptr, w.rank(), 1}, rows_of(w.lora_b), w.rank(), w.lora_scale};
-  return gemm(stream, m, w.n, products, 2, y);
+  return gemm(stream, m, w.n, products, 2, y, w.compute);
 }
 
 qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const float* t, int64_t m, const Result& dx) {
   Product products[2] = {{dy, w.weight_columns(), w.n, 1.0f}, {}};
-  if (!t) return gemm(stream, m, w.k, products, 1, dx);
+  if (!t) return gemm(stream, m, w.k, products, 1, dx, w.compute);
   products[1] = {rows_of(t, w.rank()), columns_of(w.lora_a), w.rank(), w.lora_scale};
-  return gemm(stream, m, w.k, products, 2, dx);
+  return gemm(stream, m, w.k, products, 2, dx, w.compute);
 }
 
 qt_status linear_weight_gradient(qt_stream* stream, const Linear& w, const Factor& x, const Factor& dy, int64_t m, float* out,
                                  bool accumulate) {
   const Product product = w.transposed ? Product{x, dy, m, 1.0f} : Product{dy, x, m, 1.0f};
   const int64_t rows = w.transposed ? w.k : w.n, columns = w.transposed ? w.n : w.k;
-  return gemm(stream, rows, columns, &product, 1, result_of(out, columns, accumulate));
+  return gemm(stream, rows, columns, &product, 1, result_of(out, columns, accumulate), w.compute);
 }
 
 qt_status lora_a_gradient(qt_stream* stream, const Linear& w, const Factor& x, const float* t, int64_t m, float* out,
                           bool accumulate) {
   const Product product = {columns_of(t, w.rank()), x, m, w.lora_scale};
-  return gemm(stream, w.rank(), w.k, &product, 1, result_of(out, w.k, accumulate));
+  return gemm(stream, w.rank(), w.k, &product, 1, result_of(out, w.k, accumulate), w.compute);
 }
 
 qt_status lora_b_gradient(qt_stream* stream, const Linear& w, const Factor& h, const Factor& dy, int64_t m, float* out,
                           bool accumulate) {
   // Its transpose, [rank, n]: wide rows suit the tiles better than narrow ones.
   const Product product = {h, dy, m, w.lora_scale};
-  return gemm(stream, w.rank(), w.n, &product, 1, {out, QT_FLOAT32, 1, w.rank(), accumulate, nullptr});
+  return gemm(stream, w.rank(), w.n, &product, 1, {out, QT_FLOAT32, 1, w.rank(), accumulate, nullptr}, w.compute);
 }
 
 qt_status linear(qt_stream* stream, const qt_linear_args* args) {
-  const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale));
+  const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale),
+                 args->x->dtype);
   const int64_t m = row_count(args->x);
   const float* bias = nullptr;
   if (args->bias && !(bias = float_bias(stream, args->bias))) return out_of_scratch(stream, "linear");
@@ -88,7 +89,8 @@ qt_status linear(qt_stream* stream, const qt_linear_args* args) {
 }
 
 qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args) {
-  const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale));
+  const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale),
+                 args->dy->dtype);
   const int64_t m = row_count(args->dy);
   const Factor dy = rows_of(args->dy);
   const qt_tensor* lora_x = args->lora_x ? args->lora_x : args->x;
@@ -97,7 +99,7 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
     t = stream->scratch_of<float>(m * w.rank());
     if (!t) return out_of_scratch(stream, "linear_backward");
     const Product up = {dy, columns_of(w.lora_b), w.n, 1.0f};
-    if (qt_status status = gemm(stream, m, w.rank(), &up, 1, result_of(t, w.rank(), false))) return status;
+    if (qt_status status = gemm(stream, m, w.rank(), &up, 1, result_of(t, w.rank(), false), w.compute)) return status;
   }
   if (args->dx) {
     const Result dx = result_of(args->dx, args->accumulate != 0);
@@ -105,7 +107,7 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
   }
   if (args->d_lora_x) {
     const Product down = {rows_of(t, w.rank()), columns_of(w.lora_a), w.rank(), w.lora_scale};
-    if (qt_status status = gemm(stream, m, w.k, &down, 1, result_of(args->d_lora_x, false))) return status;
+    if (qt_status status = gemm(stream, m, w.k, &down, 1, result_of(args->d_lora_x, false), w.compute)) return status;
   }
   if (args->d_weight) {
     float* out = static_cast<float*>(args->d_weight->data);
@@ -125,7 +127,7 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
       float* data = stream->scratch_of<float>(m * w.rank());
       if (!data) return out_of_scratch(stream, "linear_backward");
       const Product down = {rows_of(lora_x), rows_of(w.lora_a), w.k, 1.0f};
-      if (qt_status status = gemm(stream, m, w.rank(), &down, 1, result_of(data, w.rank(), false))) return status;
+      if (qt_status status = gemm(stream, m, w.rank(), &down, 1, result_of(data, w.rank(), false), w.compute)) return status;
       h = columns_of(data, w.rank());
     }
     float* out = static_cast<float*>(args->d_lora_b->data);

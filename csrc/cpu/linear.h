@@ -10,15 +10,18 @@ struct Linear {
   bool transposed;
   float lora_scale;
   int64_t n, k;
+  int compute;  // what the products compute as: the type of the activations
 
-  Linear(const qt_tensor* weight, const qt_tensor* lora_a, const qt_tensor* lora_b, bool transposed, float lora_scale)
+  Linear(const qt_tensor* weight, const qt_tensor* lora_a, const qt_tensor* lora_b, bool transposed, float lora_scale,
+         int activation)
       : weight(weight),
         lora_a(lora_b ? lora_a : nullptr),
         lora_b(lora_b),
         transposed(transposed),
         lora_scale(lora_scale),
         n(weight->shape[transposed ? 1 : 0]),
-        k(weight->shape[transposed ? 0 : 1]) {}
+        k(weight->shape[transposed ? 0 : 1]),
+        compute(activation) {}
   int64_t rank() const { return lora_a->shape[0]; }
   Factor weight_rows() const { return transposed ? columns_of(weight) : rows_of(weight); }     // outer index: output
   Factor weight_columns() const { return transposed ? rows_of(weight) : columns_of(weight); }  // outer index: input

@@ -1,6 +1,18 @@
 import t from 'tap'
 import { numericGradient, type Operand, openHarness } from './harness.js'
-import { isFourBit, matrix, operandOf, product, weight, weightTypes } from './matrices.js'
+import {
+  add,
+  factorOf,
+  isFourBit,
+  matrix,
+  operandOf,
+  product,
+  roundsFactors,
+  spread,
+  weight,
+  weightTypes,
+  widened,
+} from './matrices.js'
 
 const h = await openHarness()
 const scale = 0.6
@@ -14,7 +26,7 @@ interface Head {
   b: Operand | null
 }
 
-/** Losses of the targets and dlogits of their sum, both float64. */
+/** Losses of the targets and dlogits of their sum, with the part of it that is softmax, all float64. */
 function reference({ x, w, transposed, bias, a, b }: Head, rows: number[], targets: number[]) {
   const [m, k] = x.shape as [number, number]
   const n = w.shape[transposed ? 1 : 0]!
@@ -24,17 +36,54 @@ function reference({ x, w, transposed, bias, a, b }: Head, rows: number[], targe
   const hidden = a && operandOf(product([m, a.shape[0]!, k], matrix(x), matrix(a, true)), [m, a.shape[0]!])
   if (hidden && b) logits = product([m, n, hidden.shape[1]!], matrix(hidden), matrix(b, true), logits, scale)
   const gradient = new Float64Array(m * n)
+  const softmax = new Float64Array(m * n)
   const losses = targets.map((target, i) => {
     const row = rows[i]!
     const values = logits.subarray(row * n, (row + 1) * n)
     const top = values.reduce((most, value) => Math.max(most, value), -Infinity)
     const sum = values.reduce((total, value) => total + Math.exp(value - top), 0)
     values.forEach((value, j) => {
+      softmax[row * n + j]! += Math.exp(value - top) / sum
       gradient[row * n + j]! += Math.exp(value - top) / sum - (j === target ? 1 : 0)
     })
     return top + Math.log(sum) - values[target]!
   })
-  return { losses, hidden, gradient: operandOf(gradient, [m, n]) }
+  return { losses, hidden, softmax, gradient: operandOf(gradient, [m, n]) }
+}
+
+/** How far losses and gradients may be from the reference because factors are rounded. */
+function errorsOf({ x, w, transposed, a, b }: Head, expected: ReturnType<typeof reference>, rows: number[]) {
+  const near = (operand: Operand, transposed = false, own?: Float64Array) => factorOf(operand, true, transposed, own)
+  const [m, k] = x.shape as [number, number]
+  const n = w.shape[transposed ? 1 : 0]!
+  const { hidden, softmax, gradient } = expected
+  let logits = spread([m, n, k], near(x), near(w, !transposed))
+  const r = a?.shape[0] ?? 0
+  const hiddenError = a && spread([m, r, k], near(x), near(a, true))
+  if (hidden && hiddenError && b)
+    logits = add(logits, spread([m, n, r], near(hidden, false, hiddenError), near(b, true), scale))
+  const most = Float64Array.from({ length: m }, (_, i) =>
+    logits.subarray(i * n, (i + 1) * n).reduce((p, q) => Math.max(p, q), 0),
+  )
+  // Logits that are off by e move a softmax by a factor of e^2e at most, its logarithm and a loss by 2e.
+  const own = softmax.map((p, i) => p * Math.expm1(2 * most[Math.floor(i / n)]!))
+  const slope = (transposed = false) => near(gradient, transposed, own)
+  const errors: Record<'losses' | 'dx' | 'dw' | 'db' | 'dA' | 'dB', Float64Array> = {
+    losses: Float64Array.from(rows, (row) => 2 * most[row]!),
+    dx: spread([m, k, n], slope(), near(w, transposed)),
+    dw: transposed ? spread([k, n, m], near(x, true), slope()) : spread([n, k, m], slope(true), near(x)),
+    db: Float64Array.from({ length: n }, (_, v) => own.reduce((sum, e, i) => sum + (i % n === v ? e : 0), 0)),
+    dA: new Float64Array(),
+    dB: new Float64Array(),
+  }
+  if (a && b && hidden && hiddenError) {
+    const up = operandOf(product([m, r, n], matrix(gradient), matrix(b)), [m, r])
+    const upError = spread([m, r, n], slope(), near(b))
+    errors.dx = add(errors.dx, spread([m, k, r], near(up, false, upError), near(a), scale))
+    errors.dA = spread([r, k, m], near(up, true, upError), near(x), scale)
+    errors.dB = spread([n, r, m], slope(true), near(hidden, false, hiddenError), scale)
+  }
+  return errors
 }
 
 function targetsFor(rows: number, vocabulary: number, count: number, dense: boolean) {
@@ -63,7 +112,10 @@ for (const [s, { m, n, k, count, dense }] of sizes.entries()) {
       const a = j % 3 ? h.random.normal([r, k], { scale: 0.3 }) : null
       const b = a && h.random.normal([n, r], { scale: 0.3 })
       const { rows, targets } = targetsFor(m, n, count, dense)
-      const { losses, hidden, gradient } = reference({ x, w, transposed, bias, a, b }, rows, targets)
+      const head = { x, w, transposed, bias, a, b }
+      const expected = reference(head, rows, targets)
+      const { losses, hidden, gradient } = expected
+      const errors = roundsFactors(h, dtype) ? errorsOf(head, expected, rows) : null
       const out = {
         losses: h.garbage([count]),
         dx: h.garbage([m, k], dtype),
@@ -76,26 +128,33 @@ for (const [s, { m, n, k, count, dense }] of sizes.entries()) {
       const operands = [x.tensor, w.tensor, bias?.tensor ?? null, a?.tensor ?? null, b?.tensor ?? null, ...indices] as const
       h.ops.linear_cross_entropy(out.losses, out.dx, out.dw, out.db, out.dA, out.dB, ...operands, Number(transposed), scale)
       const close = { absolute: 3e-5 * Math.sqrt(count), relative: 2e-5 }
-      await h.close(t, out.losses, losses, close, 'losses')
+      const within = (name: keyof NonNullable<typeof errors>, exact = close) => (errors ? widened(exact, errors[name]) : exact)
+      await h.close(t, out.losses, losses, within('losses'), 'losses')
       const rowOf = matrix(w, transposed)
       let dx = product([m, k, n], matrix(gradient), rowOf)
       if (a && b && hidden && out.dA && out.dB) {
         const up = operandOf(product([m, r, n], matrix(gradient), matrix(b)), [m, r])
         dx = product([m, k, r], matrix(up), matrix(a), dx, scale)
-        await h.close(t, out.dA, product([r, k, m], matrix(up, true), matrix(x), null, scale), close, 'd_lora_a')
-        await h.close(t, out.dB, product([n, r, m], matrix(gradient, true), matrix(hidden), null, scale), close, 'd_lora_b')
+        await h.close(t, out.dA, product([r, k, m], matrix(up, true), matrix(x), null, scale), within('dA'), 'd_lora_a')
+        await h.close(
+          t,
+          out.dB,
+          product([n, r, m], matrix(gradient, true), matrix(hidden), null, scale),
+          within('dB'),
+          'd_lora_b',
+        )
       }
-      await h.close(t, out.dx, dx, dtype === 'float32' ? close : { absolute: 1e-4, relative: 5e-3 }, 'dx')
+      await h.close(t, out.dx, dx, within('dx', dtype === 'float32' ? close : { absolute: 1e-4, relative: 5e-3 }), 'dx')
       if (out.dw) {
         const dw = transposed
           ? product([k, n, m], matrix(x, true), matrix(gradient))
           : product([n, k, m], matrix(gradient, true), matrix(x))
-        await h.close(t, out.dw, dw, close, 'd_weight')
+        await h.close(t, out.dw, dw, within('dw'), 'd_weight')
       }
       const sums = Float64Array.from({ length: n }, (_, v) =>
         gradient.values.reduce((sum, g, i) => sum + (i % n === v ? g : 0), 0),
       )
-      if (out.db) await h.close(t, out.db, sums, close, 'd_bias')
+      if (out.db) await h.close(t, out.db, sums, within('db'), 'd_bias')
       const alone = h.garbage([count])
       h.ops.linear_cross_entropy(alone, null, null, null, null, null, ...operands, Number(transposed), scale)
       await h.equal(t, alone, await h.read(out.losses), 'the same losses without gradients')

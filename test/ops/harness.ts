@@ -26,14 +26,14 @@ export interface Operand {
   shape: readonly number[]
 }
 
-/** A value passes when |actual - expected| <= absolute + relative * |expected|. */
+/** A value passes when |actual - expected| <= absolute + relative * |expected|; `absolute` for all values or for each. */
 export interface Tolerance {
-  absolute: number
+  absolute: number | Values
   relative: number
 }
 
 /** For results of the dtype whose sums are short; scale `absolute` with the size of what is summed. */
-export const tolerance: Record<'float32' | 'bfloat16' | 'float16', Tolerance> = {
+export const tolerance: Record<'float32' | 'bfloat16' | 'float16', { absolute: number; relative: number }> = {
   float32: { absolute: 2e-6, relative: 2e-6 },
   bfloat16: { absolute: 1e-2, relative: 8e-3 },
   float16: { absolute: 1e-3, relative: 1e-3 },
@@ -163,6 +163,7 @@ export class Harness {
   /** Every value within the tolerance; the largest deviation and where it is are in the test's diagnostics. */
   async close(t: Test, actual: Tensor, expected: Values, { absolute, relative }: Tolerance, message = 'values'): Promise<void> {
     const values = await this.read(actual)
+    const allowed = (i: number) => (typeof absolute === 'number' ? absolute : absolute[i]!)
     if (values.length !== expected.length) {
       t.equal(values.length, expected.length, `${message}: as many values as expected`)
       return
@@ -173,13 +174,13 @@ export class Harness {
       const a = values[i]!
       const e = expected[i]!
       if (Object.is(a, e) || a === e || (Number.isNaN(a) && Number.isNaN(e))) continue
-      const excess = Math.abs(a - e) / (absolute + relative * Math.abs(e))
+      const excess = Math.abs(a - e) / (allowed(i) + relative * Math.abs(e))
       if (!(excess <= 1) && !(excess <= worstExcess)) {
         worst = i
         worstExcess = Number.isNaN(excess) ? Number.POSITIVE_INFINITY : excess
       }
     }
-    if (worst < 0) t.pass(`${message} within ${absolute} + ${relative} relative`)
+    if (worst < 0) t.pass(`${message} within ${allowed(0)} + ${relative} relative`)
     else t.fail(`${message}: ${values[worst]} instead of ${expected[worst]} at ${worst}`, { excess: worstExcess, index: worst })
   }
 

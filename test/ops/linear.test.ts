@@ -1,6 +1,20 @@
 import t from 'tap'
 import { dot, numericGradient, type Operand, openHarness } from './harness.js'
-import { isFourBit, matrix, operandOf, product, sumTolerance, type WeightType, weight, weightTypes } from './matrices.js'
+import {
+  add,
+  factorOf,
+  isFourBit,
+  matrix,
+  operandOf,
+  product,
+  roundsFactors,
+  spread,
+  sumTolerance,
+  type WeightType,
+  weight,
+  weightTypes,
+  widened,
+} from './matrices.js'
 
 const h = await openHarness()
 
@@ -58,6 +72,8 @@ for (const c of cases) {
     const source = loraX ?? x
     const accurate = sumTolerance(k + r * 4, dtype)
     const float = sumTolerance(Math.max(m, n, k) * (a ? 30 : 1))
+    const rounds = roundsFactors(h, dtype)
+    const near = (operand: Operand, transposed = false, own?: Float64Array) => factorOf(operand, rounds, transposed, own)
 
     const y = h.garbage([m, n], dtype)
     const loraH = a && h.garbage([m, r])
@@ -76,9 +92,14 @@ for (const c of cases) {
     let expected = product([m, n, k], matrix(x), (p, j) => rows(j, p))
     if (bias) expected = expected.map((value, i) => value + bias.values[i % n]!)
     const hidden = a && operandOf(product([m, r, k], matrix(source), matrix(a, true)), [m, r])
-    if (hidden && b) expected = product([m, n, r], matrix(hidden), matrix(b, true), expected, scale)
-    await h.close(t, y, expected, dtype === 'float32' ? float : accurate, 'y')
-    if (hidden && loraH) await h.close(t, loraH, hidden.values, sumTolerance(k), 'lora_h')
+    let error = spread([m, n, k], near(x), near(w, transposed === 0))
+    const hiddenError = a ? spread([m, r, k], near(source), near(a, true)) : undefined
+    if (hidden && b) {
+      expected = product([m, n, r], matrix(hidden), matrix(b, true), expected, scale)
+      error = add(error, spread([m, n, r], near(hidden, false, hiddenError), near(b, true), scale))
+    }
+    await h.close(t, y, expected, widened(dtype === 'float32' ? float : accurate, error), 'y')
+    if (hidden && loraH) await h.close(t, loraH, hidden.values, widened(sumTolerance(k), hiddenError!), 'lora_h')
 
     const accumulate = m % 2
     const [dx, db] = [h.random.normal([m, k], { dtype }), h.random.normal([n])]
@@ -105,15 +126,22 @@ for (const c of cases) {
       accumulate,
     )
     let input = product([m, k, n], matrix(dy), rows, accumulate ? dx.values : null)
+    let inputError = spread([m, k, n], near(dy), near(w, transposed === 1))
     if (a && b && dA && dB && hidden) {
       const up = operandOf(product([m, r, n], matrix(dy), matrix(b)), [m, r])
+      const upError = spread([m, r, n], near(dy), near(b))
       const own = product([m, k, r], matrix(up), matrix(a), loraX ? null : input, scale)
-      if (dLoraX) await h.close(t, dLoraX, own, dtype === 'float32' ? float : accurate, 'd_lora_x')
-      else input = own
-      await h.close(t, dA.tensor, product([r, k, m], matrix(up, true), matrix(source), dA.values, scale), float, 'd_lora_a')
-      await h.close(t, dB.tensor, product([n, r, m], matrix(dy, true), matrix(hidden), dB.values, scale), float, 'd_lora_b')
+      const ownError = spread([m, k, r], near(up, false, upError), near(a), scale)
+      if (dLoraX) await h.close(t, dLoraX, own, widened(dtype === 'float32' ? float : accurate, ownError), 'd_lora_x')
+      else [input, inputError] = [own, add(inputError, ownError)]
+      const dAExpected = product([r, k, m], matrix(up, true), matrix(source), dA.values, scale)
+      const dAError = spread([r, k, m], near(up, true, upError), near(source), scale)
+      await h.close(t, dA.tensor, dAExpected, widened(float, dAError), 'd_lora_a')
+      const dBExpected = product([n, r, m], matrix(dy, true), matrix(hidden), dB.values, scale)
+      const dBError = spread([n, r, m], near(dy, true), near(hidden, false, hiddenError), scale)
+      await h.close(t, dB.tensor, dBExpected, widened(float, dBError), 'd_lora_b')
     }
-    await h.close(t, dx.tensor, input, dtype === 'float32' ? float : accurate, 'dx')
+    await h.close(t, dx.tensor, input, widened(dtype === 'float32' ? float : accurate, inputError), 'dx')
     if (dw) {
       const expected = transposed
         ? product([k, n, m], matrix(x, true), matrix(dy), dw.values)

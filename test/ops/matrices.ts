@@ -1,5 +1,5 @@
 /** Weights of every storage and float64 products, for the tests of matrix products. */
-import { Tensor } from '../../lib/tensor/index.js'
+import { type DType, Tensor } from '../../lib/tensor/index.js'
 import type { Harness, Operand } from './harness.js'
 import { sizeOf } from './harness.js'
 
@@ -56,6 +56,48 @@ export function product(
     }
   }
   return c
+}
+
+/** A factor of a product and how far from it what the operation multiplies may be. */
+export interface Factor {
+  value: Matrix
+  error: Matrix
+}
+
+/** Whether products with activations of the dtype multiply bfloat16, to which they round factors stored otherwise. */
+export function roundsFactors(h: Harness, dtype: DType): boolean {
+  return dtype === 'bfloat16' && (h.device.name.startsWith('cuda') || h.device.variant === 'avx512bf16')
+}
+
+/**
+ * An operand as a factor: its own error (of an intermediate result), and that of rounding to the eight bits of bfloat16, 2^-8 of
+ * a value at most, unless it is stored so.
+ */
+export function factorOf(operand: Operand, rounds: boolean, transposed = false, own?: Float64Array): Factor {
+  const value = matrix(operand, transposed)
+  const inherited = own ? matrix({ ...operand, values: own }, transposed) : () => 0
+  const unit = rounds && operand.tensor?.dtype !== 'bfloat16' ? 2 ** -8 : 0
+  return { value, error: (i, j) => inherited(i, j) + unit * (Math.abs(value(i, j)) + inherited(i, j)) }
+}
+
+/** How far factor * a b may be from its value because of the errors of a and b: (|a| + da) (|b| + db) - |a| |b|. */
+export function spread(size: readonly [number, number, number], a: Factor, b: Factor, factor = 1): Float64Array {
+  const [x, y] = [a, b].map(({ value, error }) => ({
+    size: (i: number, j: number) => Math.abs(value(i, j)),
+    most: (i: number, j: number) => Math.abs(value(i, j)) + error(i, j),
+  })) as [{ size: Matrix; most: Matrix }, { size: Matrix; most: Matrix }]
+  return product(size, x.most, y.most, product(size, x.size, y.size, null, -factor), factor)
+}
+
+/** Element by element. */
+export function add(a: Float64Array, b: Float64Array): Float64Array {
+  return a.map((value, i) => value + b[i]!)
+}
+
+/** The tolerance with so much more for each value. */
+export function widened({ absolute, relative }: { absolute: number; relative: number }, errors: Float64Array) {
+  // An error that moves a result over a rounding boundary moves the rounded one by no more than a unit, which `relative` holds.
+  return { absolute: errors.map((error) => absolute + error * (1 + relative)), relative }
 }
 
 /** A float64 result in the place of an operand, for further products. */

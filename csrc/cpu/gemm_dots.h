@@ -1,0 +1,189 @@
+// What gemm_small sums: `few` rows, kept as floats or as pairs of bfloat16, against rows of a Factor as they lie in memory.
+#pragma once
+#include "gemm.h"
+#include "gemm_pack.h"
+
+namespace quantune::cpu::QT_CPU_VARIANT {
+
+// Accumulators: `few` rows at a time against `many` rows at a time.
+#if defined(QT_CPU_AVX512)
+constexpr int most_few = 4, many = 4;
+#else
+constexpr int most_few = 2, many = 4;
+#endif
+// Elements in a step over codes: one register of words, eight codes each.
+constexpr int64_t code_run = Vec::width * 8;
+
+// How the few rows are kept: as floats or as pairs; in the order of k, or in that in which codes are looked up.
+enum class Order { kFloats, kFloatsForCodes, kPairs, kPairsForCodes };
+
+// The few rows of one product, padded with zeros to whole registers, and the many.
+struct Operand {
+  const void* few;
+  int64_t few_stride;  // in words: floats or pairs
+  Order order;
+  Factor rows;
+  int64_t k;
+
+  template <class Word>
+  const Word* few_row(int64_t i) const {
+    return static_cast<const Word*>(few) + i * few_stride;
+  }
+};
+
+// Groups of rows follow one another in memory: what a later group needs is fetched while this one is summed, at least a page
+// ahead, where the hardware's own prefetching stops.
+inline int64_t prefetch_distance(int64_t row_bytes) {
+  const int64_t group = many * row_bytes;
+  return group <= 0 ? 0 : (4096 + group - 1) / group * group;
+}
+template <class T>
+int64_t elements_ahead(const Factor& rows) {
+  constexpr int64_t size = sizeof(T);
+  return prefetch_distance(rows.outer_stride * size) / size;
+}
+inline void prefetch(const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p);
+#else
+  (void)p;
+#endif
+}
+
+template <int Few, class T>
+void accumulate_rows(const Operand& o, int64_t few, const T* const (&row)[many], Vec (&sum)[Few][many]) {
+  const float* x = o.few_row<float>(few);
+  const int64_t ahead = elements_ahead<T>(o.rows);
+  int64_t i = 0;
+  for (; i + Vec::width <= o.k; i += Vec::width) {
+    Vec w[many];
+    for (int j = 0; j < many; j++) {
+      prefetch(row[j] + i + ahead);
+      w[j] = Vec::load(row[j] + i);
+    }
+    for (int f = 0; f < Few; f++) {
+      const Vec v = Vec::load(x + f * o.few_stride + i);
+      for (int j = 0; j < many; j++) sum[f][j] = fma(v, w[j], sum[f][j]);
+    }
+  }
+  if (i == o.k) return;
+  const int rest = static_cast<int>(o.k - i);
+  for (int j = 0; j < many; j++) {
+    const Vec w = Vec::load_partial(row[j] + i, rest);
+    for (int f = 0; f < Few; f++) sum[f][j] = fma(Vec::load(x + f * o.few_stride + i), w, sum[f][j]);  // padded with zeros
+  }
+}
+
+#if defined(QT_CODE_WORDS)
+
+// A register of words holds the codes of code_run elements: word l those of elements 8 l to 8 l + 7. So element e of all words
+// meets x[e], x[8 + e], …: the few rows are brought into that order once.
+inline void order_for_codes(const float* from, int64_t k, float* to) {
+  for (int64_t i = 0; i < k; i += code_run)
+    for (int e = 0; e < 8; e++)
+      for (int l = 0; l < Vec::width; l++) to[i + e * Vec::width + l] = i + 8 * l + e < k ? from[i + 8 * l + e] : 0.0f;
+}
+
+// The scales of a register of words: one for each 64 elements.
+inline Vec scales_of(const FourBit& q, int64_t at, bool whole) {
+#if defined(QT_CPU_AVX512)
+  const __m512 first = _mm512_set1_ps(q.scale(at >> q.block_shift));
+  return {whole ? _mm512_mask_blend_ps(0xff00, first, _mm512_set1_ps(q.scale((at + 64) >> q.block_shift))) : first};
+#else
+  (void)whole;
+  return Vec::broadcast(q.scale(at >> q.block_shift));
+#endif
+}
+
+template <int Few>
+void accumulate_codes(const Operand& o, const FourBit& q, int64_t few, const int64_t (&start)[many], Vec (&sum)[Few][many]) {
+  const CodeTable table = code_table(q.values);
+  const float* x = o.few_row<float>(few);
+  const int64_t ahead = prefetch_distance(o.rows.outer_stride / 2) / 4;
+  for (int64_t i = 0; i < o.k; i += code_run) {
+    const bool whole = o.k - i >= code_run;
+    for (int j = 0; j < many; j++) {
+      const float* codes = reinterpret_cast<const float*>(q.codes + (start[j] + i) / 2);
+      prefetch(codes + ahead);
+      const Vec words = whole ? Vec::load(codes) : Vec::load_partial(codes, 8);
+      Vec part[Few];
+      for (int f = 0; f < Few; f++) part[f] = Vec::zero();
+      for (int e = 0; e < 8; e++) {
+        const Vec w = look_up(table, words, e);
+        for (int f = 0; f < Few; f++) part[f] = fma(w, Vec::load(x + f * o.few_stride + i + e * Vec::width), part[f]);
+      }
+      const Vec scales = scales_of(q, start[j] + i, whole);
+      for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f], scales, sum[f][j]);
+    }
+  }
+}
+
+#endif
+
+#if defined(QT_PAIRS)
+
+template <int Few>
+void accumulate_pairs(const Operand& o, int64_t few, const bfloat16* const (&row)[many], Vec (&sum)[Few][many]) {
+  const Pair* x = o.few_row<Pair>(few);
+  const int64_t ahead = elements_ahead<bfloat16>(o.rows);
+  for (int64_t i = 0; i < o.k; i += Pairs::elements, x += Pairs::width) {
+    const int64_t rest = o.k - i;
+    Pairs w[many];
+    for (int j = 0; j < many; j++) {
+      prefetch(row[j] + i + ahead);
+      w[j] = rest >= Pairs::elements ? Pairs::load(row[j] + i) : Pairs::load_partial(row[j] + i, static_cast<int>(rest));
+    }
+    for (int f = 0; f < Few; f++) {
+      const Pairs v = Pairs::load(x + f * o.few_stride);
+      for (int j = 0; j < many; j++) sum[f][j] = dot(v, w[j], sum[f][j]);
+    }
+  }
+}
+
+// Half word h of a register of codes holds those of elements 4 h to 4 h + 3, of which the one in its n-th four bits is n ^ 1.
+// So look-up n of all half words meets x[n ^ 1], x[4 + (n ^ 1)], …
+// `from` is padded with zeros to whole runs.
+inline void order_for_codes(const float* from, int64_t k, Pair* to) {
+  static const uint32_t order[Pairs::width] = {// of 32 elements: those of look-up 0, of look-up 1, …
+                                               0x050001, 0x0d0009, 0x150011, 0x1d0019, 0x040000, 0x0c0008, 0x140010, 0x1c0018,
+                                               0x070003, 0x0f000b, 0x170013, 0x1f001b, 0x060002, 0x0e000a, 0x160012, 0x1e001a};
+  constexpr int part = Pairs::width / 4;
+  for (int64_t i = 0; i < k; i += code_run, to += code_run / 2) {
+    for (int q = 0; q < 4; q++) {
+      const float* x = from + i + q * Pairs::elements;
+      Pair ordered[Pairs::width];
+      permute(round_pairs(Vec::load(x), Vec::load(x + Vec::width)), order).store(ordered);
+      for (int n = 0; n < 4; n++) std::memcpy(to + n * Pairs::width + q * part, ordered + n * part, part * sizeof(Pair));
+    }
+  }
+}
+
+// Values of codes are rounded to bfloat16 before they are scaled: a look-up yields 32 of them. For 128 codes: a load, 3 shifts,
+// 4 vpermw and 4 vdpbf16ps a row of the few; half of what floats take.
+template <int Few>
+void accumulate_pair_codes(const Operand& o, const FourBit& q, int64_t few, const int64_t (&start)[many],
+                           Vec (&sum)[Few][many]) {
+  const PairTable table = pair_table(q.values);
+  const Pair* x = o.few_row<Pair>(few);
+  const int64_t ahead = prefetch_distance(o.rows.outer_stride / 2) / 4;
+  for (int64_t i = 0; i < o.k; i += code_run, x += code_run / 2) {
+    const bool whole = o.k - i >= code_run;
+    for (int j = 0; j < many; j++) {
+      const float* codes = reinterpret_cast<const float*>(q.codes + (start[j] + i) / 2);
+      prefetch(codes + ahead);
+      const Pairs halves = pairs_of_bits(whole ? Vec::load(codes) : Vec::load_partial(codes, 8));
+      Vec part[Few];
+      for (int f = 0; f < Few; f++) part[f] = Vec::zero();
+      for (int n = 0; n < 4; n++) {
+        const Pairs w = look_up(table, halves, n);
+        for (int f = 0; f < Few; f++) part[f] = dot(w, Pairs::load(x + f * o.few_stride + n * Pairs::width), part[f]);
+      }
+      const Vec scales = scales_of(q, start[j] + i, whole);
+      for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f], scales, sum[f][j]);
+    }
+  }
+}
+
+#endif
+
+}  // namespace quantune::cpu::QT_CPU_VARIANT
