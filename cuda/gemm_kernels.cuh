@@ -33,6 +33,35 @@ struct Source {
   }
 };
 
+template <class T>
+__device__ inline void load_four_of(const T* from, bool vector, int valid, float (&to)[4]) {
+  if (vector && valid == 4) {
+    const Pack<T, 4> four = load_pack<4>(from);
+#pragma unroll
+    for (int j = 0; j < 4; j++) to[j] = to_float(four[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) to[j] = j < valid ? to_float(from[j]) : 0.0f;
+  }
+}
+
+// Four neighbours in memory from element i on, the first `valid` of them; zeros for the rest.
+__device__ inline void load_four(const Source& s, bool vector, int64_t i, int valid, float (&to)[4]) {
+  if (valid <= 0) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) to[j] = 0.0f;
+  } else if (s.dtype == QT_FLOAT32) {
+    load_four_of(static_cast<const float*>(s.data) + i, vector, valid, to);
+  } else if (s.dtype == QT_BFLOAT16) {
+    load_four_of(static_cast<const bf16*>(s.data) + i, vector, valid, to);
+  } else if (s.dtype == QT_FLOAT16) {
+    load_four_of(static_cast<const fp16*>(s.data) + i, vector, valid, to);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) to[j] = j < valid ? s.four_bit.value(i + j) : 0.0f;
+  }
+}
+
 __device__ inline float load_float(const void* data, int32_t dtype, int64_t i) {
   if (dtype == QT_BFLOAT16) return to_float(static_cast<const bf16*>(data)[i]);
   if (dtype == QT_FLOAT16) return to_float(static_cast<const fp16*>(data)[i]);
@@ -45,6 +74,13 @@ __device__ inline void store_float(void* data, int32_t dtype, int64_t i, float v
     static_cast<fp16*>(data)[i] = from_float<fp16>(value);
   else
     static_cast<float*>(data)[i] = value;
+}
+
+// Whether load_four may take four neighbours at once.
+inline bool may_load_four(const Factor& f) {
+  if (f.quant) return false;
+  const int64_t stride = f.k_stride == 1 ? f.outer_stride : f.k_stride, bytes = f.dtype == QT_FLOAT32 ? 16 : 8;
+  return stride % 4 == 0 && reinterpret_cast<uintptr_t>(f.data) % bytes == 0;
 }
 
 // Where sums go: C itself or, when k is split over blocks, float32 partial sums [splits, m, n] that finish_splits adds in
@@ -99,6 +135,9 @@ inline int64_t choose_splits(const qt_stream* stream, int64_t blocks, int64_t st
 
 // bfloat16 tensor cores: factors rounded to bfloat16 where they are not, sums in float32.
 qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
+// Few rows: whether gemm_few can have the product, and it.
+bool is_few(int64_t m, const Product& product);
+qt_status gemm_few(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 // float32 arithmetic, any factors.
 qt_status gemm_simt(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 

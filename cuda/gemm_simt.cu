@@ -28,35 +28,6 @@ struct SimtArgs {
   Epilogue epilogue;
 };
 
-template <class T>
-__device__ void load_four_of(const T* from, bool vector, int valid, float (&to)[4]) {
-  if (vector && valid == 4) {
-    const Pack<T, 4> four = load_pack<4>(from);
-#pragma unroll
-    for (int j = 0; j < 4; j++) to[j] = to_float(four[j]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++) to[j] = j < valid ? to_float(from[j]) : 0.0f;
-  }
-}
-
-// Four neighbours in memory from element i on, the first `valid` of them; zeros for the rest.
-__device__ inline void load_four(const Source& s, bool vector, int64_t i, int valid, float (&to)[4]) {
-  if (valid <= 0) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) to[j] = 0.0f;
-  } else if (s.dtype == QT_FLOAT32) {
-    load_four_of(static_cast<const float*>(s.data) + i, vector, valid, to);
-  } else if (s.dtype == QT_BFLOAT16) {
-    load_four_of(static_cast<const bf16*>(s.data) + i, vector, valid, to);
-  } else if (s.dtype == QT_FLOAT16) {
-    load_four_of(static_cast<const fp16*>(s.data) + i, vector, valid, to);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++) to[j] = j < valid ? s.four_bit.value(i + j) : 0.0f;
-  }
-}
-
 // One thread's part of a tile [kDepth, width] of a factor, from global memory to registers to shared memory.
 template <int width>
 struct TileLoad {
@@ -194,12 +165,6 @@ __global__ void __launch_bounds__(256) finish_kernel(const Epilogue e, int64_t s
   for (int64_t s = 0; s < splits; s++) sum += e.partial[s * size + i];
   const int64_t row = i / e.n, column = i % e.n, at = row * e.row_stride + column * e.column_stride;
   store_float(e.c, e.dtype, at, e.finished(at, column, sum));
-}
-
-bool may_load_four(const Factor& f) {
-  if (f.quant) return false;
-  const int64_t stride = f.k_stride == 1 ? f.outer_stride : f.k_stride, bytes = f.dtype == QT_FLOAT32 ? 16 : 8;
-  return stride % 4 == 0 && reinterpret_cast<uintptr_t>(f.data) % bytes == 0;
 }
 
 }  // namespace
