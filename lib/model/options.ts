@@ -53,8 +53,8 @@ const isFunction = z.custom<(progress: Progress) => void>((value) => typeof valu
 const common = {
   device: z
     .string()
-    // cpu-late: the CPU, completing late; for tests.
-    .regex(/^(auto|cpu|cpu-late|cuda(:\d+)?)$/, "expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    // For tests: cpu-late, the CPU, completing late; cuda-emulated, the CUDA kernels on the CPU.
+    .regex(/^(auto|cpu|cpu-late|cuda(:\d+)?|cuda-emulated)$/, "expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     .default('auto'),
   dtype: z.enum(['auto', 'float32', 'bfloat16']).default('auto'),
   quantization: z.custom<Quantization>().optional(), // checked by parseQuantization
