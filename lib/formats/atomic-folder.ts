@@ -5,6 +5,7 @@ import { basename, dirname, join, resolve } from 'node:path'
 import { QuantuneError } from '../errors.js'
 import { syncFolder } from './atomic-file.js'
 import { ioError } from './errors.js'
+import { isProcessRunning } from './running.js'
 
 /** A name beside `path` for a folder that is being written (new), or that is being replaced (old). */
 export function hiddenName(path: string, state: 'new' | 'old'): string {
@@ -115,18 +116,9 @@ export async function recoverFolder(path: string, replaces: Replaces = all): Pro
     if (match?.[1] !== basename(path)) continue
     const hidden = join(folder, name)
     if (match[3] === 'old' && (await stat(path).catch(() => null)) === null) await rename(hidden, path)
-    else if (isRunning(Number(match[2]))) continue
+    else if (isProcessRunning(Number(match[2]))) continue
     else if (match[3] === 'old') await discard(hidden, path, replaces)
     else await rm(hidden, { recursive: true, force: true })
-  }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
   }
 }
 

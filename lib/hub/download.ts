@@ -7,6 +7,7 @@ import { writeFully, writeTextAtomically } from '../formats/atomic-file.js'
 import { corruptFile, ioError } from '../formats/errors.js'
 import { CachedRepository, hubEnvironment, isCommit, isFile, linksTo } from './cache.js'
 import { type HubConnection, networkError, request } from './http.js'
+import { claimPartial, leavePartial } from './partial.js'
 
 export interface DownloadOptions {
   revision?: string | undefined
@@ -146,9 +147,11 @@ interface Blob {
 }
 
 async function fetchBlob({ connection, onProgress, id }: Download, { file, url, blob, length, etag }: Blob): Promise<void> {
-  const partial = `${blob}.incomplete`
+  await mkdir(dirname(blob), { recursive: true }).catch((error) => {
+    throw ioError('cannot write', blob, error)
+  })
+  const partial = await claimPartial(blob)
   try {
-    await mkdir(dirname(blob), { recursive: true })
     let have = (await stat(partial).catch(() => null))?.size ?? 0
     if (have > length) {
       await rm(partial)
@@ -172,9 +175,14 @@ async function fetchBlob({ connection, onProgress, id }: Download, { file, url, 
       await rm(partial)
       throw corruptFile(partial, `what arrived from ${url} is not what the server promised; it was deleted, call again`)
     }
-    await rename(partial, blob)
+    await rename(partial, blob).catch(async (error) => {
+      // Where a file that is in use cannot be replaced: another process was quicker.
+      if (!(await isFile(blob))) throw error
+    })
   } catch (error) {
     throw ioError('cannot write', blob, error)
+  } finally {
+    await leavePartial(partial, blob)
   }
 }
 

@@ -10,6 +10,8 @@ export class FakeHub {
   /** The connection is cut after so many bytes of a body, once. */
   cutAfter: number | null = null
   ignoreRanges = false
+  /** Bodies arrive in this many parts, some milliseconds apart. */
+  parts = 1
   readonly #server: Server
   /** Serves what is large, from another origin. */
   readonly #content: Server
@@ -76,11 +78,21 @@ export class FakeHub {
     if (start > 0) response.statusCode = 206
     const cut = this.cutAfter
     if (request.method === 'HEAD') response.end()
+    else if (this.parts > 1) void this.#sendSlowly(response, body)
     else if (cut === null || body.length <= cut) response.end(body)
     else {
       this.cutAfter = null
       response.write(body.subarray(0, cut), () => setTimeout(() => response.destroy(), 20))
     }
+  }
+
+  async #sendSlowly(response: ServerResponse, body: Buffer): Promise<void> {
+    const size = Math.ceil(body.length / this.parts)
+    for (let at = 0; at < body.length && !response.destroyed; at += size) {
+      response.write(body.subarray(at, at + size))
+      await new Promise((resolve) => setTimeout(resolve, 15))
+    }
+    response.end()
   }
 }
 
