@@ -38,12 +38,11 @@ __device__ inline int nth_column(const int32_t* list, int n) {
   return list[1 + n / kParts] * kNarrow + n % kParts * columns;
 }
 
-// A warp's strips of queries: where they stand, and the online softmax of each lane's rows g and g + 8 of a strip. The highest
+// A warp's strips of queries: the online softmax of each lane's rows g and g + 8 of a strip. The highest
 // score is that of all lanes; `total` is of the lane's own columns until the end.
 template <int strips>
 struct StripRows {
-  int row[strips][2];
-  Bounds bounds;
+  Bounds bounds;  // of the warp's rows; the rows themselves are read again where a mask needs them, registers are scarce
   float highest[strips][2], total[strips][2];
 
   __device__ void start(const AttentionPlan& plan, int first) {
@@ -53,7 +52,6 @@ struct StripRows {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int query = first + 16 * i + 8 * half + lane_index() / 4, at = plan.rows[query];
-        row[i][half] = at;
         if (query < plan.queries && at < bounds.lowest) bounds.lowest = at;
         if (at > bounds.highest) bounds.highest = at;
         highest[i][half] = -INFINITY;
@@ -138,6 +136,9 @@ __global__ void __launch_bounds__(ForwardForm<D>::kThreads, 2)
     if (state != Seen::kNone) {
       multiply_rows<D>(scores, tiles.q + own * kPitch<D>, tiles.k);
       if (state == Seen::kSome) {
+        int row[kStrips][2];
+#pragma unroll
+        for (int i = 0; i < 2 * kStrips; i++) row[i / 2][i % 2] = plan.rows[first + own + 8 * i + lane / 4];
 #pragma unroll
         for (int t = 0; t < kTiles; t++) {
           const int column = 8 * t + 2 * (lane % 4);
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(ForwardForm<D>::kThreads, 2)
           for (int i = 0; i < kStrips; i++) {
 #pragma unroll
             for (int c = 0; c < 4; c++) {
-              if (!visible(rows.row[i][c / 2], key + column + c % 2, end[c % 2])) scores[i][t][c] = -INFINITY;
+              if (!visible(row[i][c / 2], key + column + c % 2, end[c % 2])) scores[i][t][c] = -INFINITY;
             }
           }
         }

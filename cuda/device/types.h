@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "../../csrc/core/abi.h"
 
@@ -53,8 +54,10 @@ __device__ inline void store_pack(T* to, const Pack<T, N>& values) {
 
 // Two bfloat16 in one register, `low` at the lower address, as mma fragments hold them.
 __device__ inline uint32_t pack_bf16(float low, float high) {
-  uint32_t a = __bfloat16_as_ushort(__float2bfloat16(low)), b = __bfloat16_as_ushort(__float2bfloat16(high));
-  return a | b << 16;
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);  // one instruction
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
 }
 __device__ inline float2 unpack_bf16(uint32_t pair) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
