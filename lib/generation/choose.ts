@@ -14,56 +14,86 @@ export interface Chosen {
 export class TokenChooser {
   readonly #device: Device
   readonly #config: ResolvedConfig
-  /** int32 [B, 2] (seed, counter), the counters [B], and the column they stand in [1] */
-  #random: { rng: Tensor; counters: Tensor; column: Tensor } | null = null
+  /** What was chosen last. */
+  #chosen: Chosen
+  /** int32 [B, 2] (seed, counter), the counters [B]; null where nothing is drawn */
+  #random: { rng: Tensor; counters: Tensor } | null = null
+  /** int32 [1]: the column in which counters stand */
+  readonly #column: Tensor
 
-  /** @param seeds of the rows' streams; not needed when nothing is drawn */
-  constructor(device: Device, config: ResolvedConfig, seeds: Int32Array) {
+  constructor(device: Device, config: ResolvedConfig, rows: number) {
     this.#device = device
     this.#config = config
-    if (!config.doSample) return
-    const rng = new Int32Array(2 * seeds.length)
-    for (const [row, seed] of seeds.entries()) rng[2 * row] = seed
-    const int32 = (data: Int32Array, shape: readonly number[]) => keep(Tensor.from(device, data, shape, 'int32', 'cache'))
-    this.#random = {
-      rng: int32(rng, [seeds.length, 2]),
-      counters: int32(new Int32Array(seeds.length), [seeds.length]),
-      column: int32(Int32Array.of(1), [1]),
+    const of = (shape: readonly number[], dtype: 'int32' | 'float32') => keep(Tensor.zeros(device, shape, dtype, 'cache'))
+    this.#column = keep(Tensor.from(device, Int32Array.of(1), [1], 'int32', 'cache'))
+    this.#chosen = { tokens: of([rows], 'int32'), logProbs: config.doSample ? of([rows], 'float32') : null }
+    if (config.doSample) this.#random = { rng: of([rows, 2], 'int32'), counters: of([rows], 'int32') }
+  }
+
+  get chosen(): Chosen {
+    return this.#chosen
+  }
+
+  /**
+   * Queues the first choice of sequences that begin, and puts them into their rows; in a scope.
+   * @param logits float32 [rows.length, V]
+   * @param seeds of their streams
+   */
+  start(rows: readonly number[], logits: Tensor, seeds: Int32Array): void {
+    const of = (dtype: 'int32' | 'float32') => Tensor.empty(this.#device, [rows.length], dtype)
+    const first: Chosen = { tokens: of('int32'), logProbs: this.#random ? of('float32') : null }
+    if (this.#random) {
+      const stream = (counter: number) => Int32Array.from(rows.flatMap((_, i) => [seeds[i]!, counter]))
+      this.#sample(first, logits, Tensor.from(this.#device, stream(0), [rows.length, 2], 'int32'))
+      for (const [i, row] of rows.entries()) {
+        this.#random.rng.rows(row, 1).write(Int32Array.of(seeds[i]!, 1))
+        this.#random.counters.rows(row, 1).write(Int32Array.of(1))
+      }
+    } else {
+      this.#device.ops.argmax(first.tokens, null, logits)
+    }
+    for (const [i, row] of rows.entries()) {
+      for (const name of ['tokens', 'logProbs'] as const) {
+        const into = this.#chosen[name]
+        if (into) this.#device.ops.copy(into.rows(row, 1), first[name]!.rows(i, 1))
+      }
     }
   }
 
-  /** Room for what is chosen for `rows` rows; the caller releases it. */
-  room(rows: number): Chosen {
-    const of = (dtype: 'int32' | 'float32') => keep(Tensor.empty(this.#device, [rows], dtype, 'cache'))
-    return { tokens: of('int32'), logProbs: this.#random ? of('float32') : null }
-  }
-
-  /** Queues a choice by logits (float32 [B, V]) into `chosen`. */
-  choose({ tokens, logProbs }: Chosen, logits: Tensor): void {
+  /** Queues a choice by logits (float32 [B, V]). */
+  choose(logits: Tensor): void {
     const { ops } = this.#device
     if (!this.#random) {
-      ops.argmax(tokens, null, logits)
+      ops.argmax(this.#chosen.tokens, null, logits)
       return
     }
-    const { temperature, topK, topP, minP } = this.#config
-    const { rng, counters, column } = this.#random
-    ops.sample(tokens, logProbs, logits, rng, temperature, topK, topP, minP)
+    const { rng, counters } = this.#random
+    this.#sample(this.#chosen, logits, rng)
     ops.increment(counters, 1)
-    ops.append_column(rng, counters, column)
+    ops.append_column(rng, counters, this.#column)
   }
 
-  /** Row i goes on as the former row parents[i]. */
-  reorder(parents: readonly number[]): void {
-    if (!this.#random) return
-    const { rng, counters, column } = this.#random
-    this.#random = { ...gatherRows({ rng, counters }, parents), column }
-    rng.dispose()
-    counters.dispose()
+  #sample({ tokens, logProbs }: Chosen, logits: Tensor, rng: Tensor): void {
+    const { temperature, topK, topP, minP } = this.#config
+    this.#device.ops.sample(tokens, logProbs, logits, rng, temperature, topK, topP, minP)
+  }
+
+  /** Only these rows are left, in this order. */
+  shrink(rows: readonly number[]): void {
+    const { tokens, logProbs } = this.#chosen
+    const kept = gatherRows({ tokens, ...(logProbs ? { logProbs } : {}), ...this.#random }, rows) as Record<string, Tensor>
+    this.#disposeRows()
+    this.#chosen = { tokens: kept.tokens!, logProbs: kept.logProbs ?? null }
+    if (this.#random) this.#random = { rng: kept.rng!, counters: kept.counters! }
+  }
+
+  #disposeRows(): void {
+    for (const tensor of [...Object.values(this.#chosen), ...Object.values(this.#random ?? {})]) tensor?.dispose()
   }
 
   dispose(): void {
-    for (const tensor of Object.values(this.#random ?? {})) tensor.dispose()
-    this.#random = null
+    this.#disposeRows()
+    this.#column.dispose()
   }
 }
 

@@ -44,16 +44,30 @@ export interface GenerationConfig {
   eosTokenId?: number | readonly number[]
   /** Seeds the sampling: a prompt's answer does not depend on the batch it is in. Default: drawn anew at each call. */
   seed?: number
+  /**
+   * Sequences (beams counted) that are decoded together at most; others wait until one has ended. A prompt whose own sequences are more is
+   * decoded alone. Default: 64.
+   */
+  maxBatchSize?: number
+  /**
+   * Tokens of which keys and values are held at most: of prompts, a shared beginning once, and of as many new tokens as may come. A prompt
+   * that needs more by itself is decoded alone. Default: what fits into 512 MiB.
+   */
+  maxCacheTokens?: number
   /** Aborts between two tokens; the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
 /** {@link GenerationConfig} with every default filled in; `maxNewTokens` is null where the context alone limits it. */
 export interface ResolvedConfig
-  extends Required<Omit<GenerationConfig, 'adapter' | 'maxNewTokens' | 'forcedPrefix' | 'eosTokenId' | 'seed' | 'signal'>> {
+  extends Required<
+    Omit<GenerationConfig, 'adapter' | 'maxNewTokens' | 'maxCacheTokens' | 'forcedPrefix' | 'eosTokenId' | 'seed' | 'signal'>
+  > {
   adapter: string | null | undefined
   maxNewTokens: number | null
   maxLength: number | null
+  /** null: what fits into the memory that is set aside for it */
+  maxCacheTokens: number | null
   forcedPrefix: string
   eosTokenId: readonly number[]
   seed: number | null
@@ -83,6 +97,8 @@ const schema = z.strictObject({
   continueFinalMessage: z.boolean().optional(),
   eosTokenId: z.union([tokenId, z.array(tokenId)]).optional(),
   seed: z.int().min(0).optional(),
+  maxBatchSize: count.optional(),
+  maxCacheTokens: count.optional(),
   signal: z.instanceof(AbortSignal).optional(),
 })
 
@@ -103,6 +119,7 @@ const DEFAULTS = {
   stopStrings: [] as string[],
   forcedPrefix: '',
   continueFinalMessage: false,
+  maxBatchSize: 64,
 } as const
 
 /** Where `generation_config.json` says what an option says. `max_length` counts the prompt too and has no option. */
@@ -140,13 +157,22 @@ export function resolveConfig(options: GenerationConfig | undefined, model: Gene
   const given = parseOptions(schema, options, 'GenerationConfig')
   const file = fromFile(model.file ?? {})
   const merged = { ...DEFAULTS, ...file.options, ...dropUndefined(given) }
-  const { maxNewTokens = null, eosTokenId = model.eosTokenIds, seed = null, adapter, signal, ...rest } = merged
+  const {
+    maxNewTokens = null,
+    eosTokenId = model.eosTokenIds,
+    seed = null,
+    maxCacheTokens = null,
+    adapter,
+    signal,
+    ...rest
+  } = merged
   const config: ResolvedConfig = {
     ...rest,
     suppressTokens: [...new Set([...(file.options.suppressTokens ?? []), ...(given.suppressTokens ?? [])])],
     eosTokenId: typeof eosTokenId === 'number' ? [eosTokenId] : [...new Set(eosTokenId)],
     maxNewTokens,
     maxLength: given.maxNewTokens === undefined ? file.maxLength : null,
+    maxCacheTokens,
     adapter,
     seed,
     signal,

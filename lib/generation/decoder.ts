@@ -1,191 +1,140 @@
 import { noGrad } from '../autograd/tape.js'
-import { Batch } from '../data/batch.js'
 import type { CausalLM } from '../models/causal-lm.js'
-import { attendSegments } from '../nn/attention.js'
 import type { Adapter } from '../peft/adapter.js'
-import { withCallSite } from '../tensor/call-site.js'
 import type { Device } from '../tensor/device.js'
-import { keep, scope } from '../tensor/scope.js'
+import { keep } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
-import { KeyValueCache } from './cache.js'
+import { type PromptCache, StepCache } from './cache.js'
 import { gatherRows, permuteRows } from './rows.js'
 
 /** Steps to make room for at first; doubled when they are used up. */
 const FIRST_CAPACITY = 32
 
-/** What a decoder is made for: prompts in passes, each prompt with its sequences side by side. */
 export interface DecoderInput {
   network: CausalLM
   device: Device
   adapter: Adapter | null
-  /** Prompts of each pass. */
-  chunks: readonly (readonly Int32Array[])[]
-  rowsPerPrompt: number
+  cache: PromptCache
+  /** Sequences that are decoded together. */
+  rows: number
+  /** Tokens of the longest prompt. */
+  longestPrompt: number
+  /** New tokens that a sequence has at most. */
   maxSteps: number
-  signal: AbortSignal | undefined
+}
+
+/** Where a row stands, as the host knows it. */
+interface Row {
+  /** Tokens of its prompt; 0 while no sequence has the row. */
+  length: number
+  /** Steps that were queued for it. */
+  steps: number
+  /** Its column of the step cache, which it keeps when others leave. */
+  column: number
 }
 
 /**
- * The device's side of a group of sequences: caches, and per row what changes from token to token, all of it in tensors. Rows are in
- * the order of the prompts, those of a prompt side by side.
+ * The device's side of sequences that are decoded together, a row each: what changes from token to token, all of it in tensors, so that a
+ * step can be replayed. Rows begin and end independently; one without a sequence is computed for nothing, as cheaply as can be.
  */
-export class GroupDecoder {
+export class Decoder {
   readonly #input: DecoderInput
-  readonly #batches: Batch[]
-  readonly #cache: KeyValueCache
+  readonly #steps: StepCache
   readonly #scale: number
-  /** int32: [B, longest prompt], [B], [B, capacity], [B], [B] */
+  #rows: Row[]
+  /** int32: [B, longest prompt], [B, capacity], [B] each */
   #blockTable: Tensor
-  #lengths: Tensor
   #ancestors: Tensor
-  #positions: Tensor
-  #slots: Tensor
-  #rowIndex: Tensor
-  /** int32 [1]: the step that is computed, and the number of steps there are with it. */
-  readonly #step: Tensor
-  readonly #steps: Tensor
-  #rows: number
-  #done = 0
+  #columns: Tensor
+  /** int32 [B]: tokens of the prompt, position, slot and step of the token that is computed next, and the steps there are with it. */
+  #counters: Record<'lengths' | 'positions' | 'slots' | 'step' | 'steps', Tensor>
 
   constructor(input: DecoderInput) {
-    const { device, network, chunks, rowsPerPrompt, maxSteps } = input
+    const { network, device, rows, longestPrompt, maxSteps } = input
     this.#input = input
-    this.#batches = chunks.map((prompts) => Batch.pack(prompts.map((inputIds) => ({ inputIds }))))
-    const slots = this.#batches.reduce((sum, batch) => sum + batch.numTokens, 0)
-    const lengths = chunks.flat().flatMap((prompt) => new Array<number>(rowsPerPrompt).fill(prompt.length))
-    this.#rows = lengths.length
     this.#scale = 1 / Math.sqrt(network.shape.headDim)
-    this.#cache = new KeyValueCache(device, network.shape, slots, this.#rows, Math.min(maxSteps, FIRST_CAPACITY))
-    const longest = Math.max(...lengths)
-    this.#blockTable = this.#int32(this.#promptSlots(longest), [this.#rows, longest])
-    this.#lengths = this.#int32(lengths)
-    this.#positions = this.#int32(lengths)
-    this.#ancestors = this.#int32(new Int32Array(this.#rows * this.#cache.capacity), [this.#rows, this.#cache.capacity])
-    this.#rowIndex = this.#int32(lengths.map((_, row) => row))
-    this.#slots = this.#int32(lengths.map((_, row) => row))
-    this.#step = this.#int32([0])
-    this.#steps = this.#int32([1])
+    this.#steps = new StepCache(device, network.shape, rows, Math.min(maxSteps, FIRST_CAPACITY))
+    this.#rows = Array.from({ length: rows }, (_, column) => ({ length: 0, steps: 0, column }))
+    this.#blockTable = this.#int32(new Int32Array(rows * longestPrompt), [rows, longestPrompt])
+    this.#ancestors = this.#int32(new Int32Array(rows * this.#steps.capacity), [rows, this.#steps.capacity])
+    this.#columns = this.#int32(this.#rows.map(({ column }) => column))
+    const zeros = () => this.#int32(new Int32Array(rows))
+    this.#counters = { lengths: zeros(), positions: zeros(), slots: zeros(), step: zeros(), steps: zeros() }
+    this.#writeCounters()
   }
 
-  /** Sequences that are still computed. */
+  /** Rows that are computed. */
   get rows(): number {
-    return this.#rows
+    return this.#rows.length
+  }
+
+  /** New tokens that a row has before what the step that was queued last chooses; null for one without a sequence. */
+  stepsOf(row: number): number | null {
+    const { length, steps } = this.#rows[row]!
+    return length === 0 ? null : steps
   }
 
   #int32(data: ArrayLike<number>, shape: readonly number[] = [data.length]): Tensor {
     return keep(Tensor.from(this.#input.device, Int32Array.from(data), shape, 'int32', 'cache'))
   }
 
-  /** Per row the slots of its prompt: the rows of its pass's stream, behind those of the passes before. */
-  #promptSlots(longest: number): Int32Array {
-    const { rowsPerPrompt } = this.#input
-    const table = new Int32Array(this.#rows * longest)
-    let row = 0
-    let base = 0
-    for (const batch of this.#batches) {
-      for (const stream of batch.sampleRows) {
-        const slots = stream.map((index) => base + index)
-        for (let i = 0; i < rowsPerPrompt; i++) table.set(slots, longest * row++)
-      }
-      base += batch.numTokens
+  /** The rows' sequences are other ones now: the prompt's blocks for a sequence that begins, null for none. */
+  assign(changes: ReadonlyMap<number, Int32Array | null>): void {
+    for (const [row, slots] of changes) {
+      const state = this.#rows[row]!
+      state.length = slots?.length ?? 0
+      state.steps = 0
+      if (!slots) continue
+      const line = new Int32Array(this.#input.longestPrompt)
+      line.set(slots)
+      const part = this.#blockTable.rows(row, 1)
+      part.write(line)
+      part.dispose()
     }
-    return table
+    this.#writeCounters()
   }
 
-  /**
-   * Computes the prompts, every shared prefix once, and fills the cache.
-   * @param between awaited between two passes
-   * @returns the logits after each prompt, float32 [prompts, V]; the caller releases them
-   */
-  async prefill(between: () => Promise<void>): Promise<Tensor> {
-    const { network, adapter } = this.#input
-    const prompts = this.#batches.reduce((sum, batch) => sum + batch.numSamples, 0)
-    let hidden: Tensor | null = null
-    try {
-      let base = 0
-      let first = 0
-      for (const [index, batch] of this.#batches.entries()) {
-        if (index > 0) await between()
-        hidden = withCallSite('generate', () =>
-          noGrad(() => scope(() => this.#prefillPass(batch, base, first, prompts, hidden))),
-        )
-        if (index === 0) keep(hidden)
-        base += batch.numTokens
-        first += batch.numSamples
-      }
-      return keep(noGrad(() => scope(() => network.logits(hidden!, adapter))))
-    } finally {
-      hidden?.dispose()
-    }
-  }
-
-  /** Computes one pass and puts the last rows of its prompts into `hidden` [prompts, hiddenSize], made by the first pass. */
-  #prefillPass(batch: Batch, base: number, first: number, prompts: number, hidden: Tensor | null): Tensor {
-    const { network, device, adapter } = this.#input
-    const int32 = (data: Int32Array) => Tensor.from(device, data, [data.length], 'int32')
-    const lastRows = batch.sampleRows.map((rows) => rows.at(-1)!)
-    const outputRows = Int32Array.from(new Set(lastRows)).sort()
-    const slots = int32(Int32Array.from({ length: batch.numTokens }, (_, i) => base + i))
-    const rowsTensor = int32(outputRows)
-    const segments = attendSegments(int32(batch.end), rowsTensor)
-    const result = network.hidden({
-      inputIds: int32(batch.inputIds),
-      positions: int32(batch.positions),
-      attend: (layer, q, k, v, rows) => {
-        const cache = this.#cache.promptOf(layer, k.dtype)
-        device.ops.kv_write(cache.k, cache.v, k, v, slots)
-        return segments(layer, q, k, v, rows)
-      },
-      outputRows: rowsTensor,
-      adapter,
-    })
-    const into = hidden ?? Tensor.empty(device, [prompts, result.shape[1]!], result.dtype)
-    const order = Int32Array.from(lastRows, (row) => outputRows.indexOf(row))
-    device.ops.gather_rows(into.rows(first, order.length), result, int32(order))
-    return into
+  #writeCounters(): void {
+    const { columns } = this.#steps
+    const of = (value: (row: Row) => number) => Int32Array.from(this.#rows, value)
+    this.#counters.lengths.write(of(({ length }) => length))
+    this.#counters.positions.write(of(({ length, steps }) => length + steps))
+    this.#counters.slots.write(of(({ steps, column }) => steps * columns + column))
+    this.#counters.step.write(of(({ steps }) => steps))
+    this.#counters.steps.write(of(({ steps }) => steps + 1))
   }
 
   /** Queues one step: the logits after `tokens` (int32 [B]), float32 [B, V], in the current scope. */
   forward(tokens: Tensor): Tensor {
     const { network, adapter, device } = this.#input
     const { ops } = device
-    ops.append_column(this.#ancestors, this.#rowIndex, this.#step)
+    const { positions, slots, step, steps } = this.#counters
+    ops.append_column(this.#ancestors, this.#columns, step)
     const logits = noGrad(() => {
       const hidden = network.hidden({
         inputIds: tokens,
-        positions: this.#positions,
+        positions,
         attend: (layer, q, k, v) => this.#attend(layer, q, k, v),
         outputRows: null,
         adapter,
       })
       return network.logits(hidden, adapter)
     })
-    ops.increment(this.#positions, 1)
-    ops.increment(this.#slots, this.#cache.slotsPerStep)
-    ops.increment(this.#step, 1)
-    ops.increment(this.#steps, 1)
+    ops.increment(positions, 1)
+    ops.increment(slots, this.#steps.columns)
+    ops.increment(step, 1)
+    ops.increment(steps, 1)
     return logits
   }
 
   #attend(layer: number, q: Tensor, k: Tensor, v: Tensor): Tensor {
-    const { ops } = this.#input.device
-    const prompt = this.#cache.promptOf(layer, k.dtype)
-    const steps = this.#cache.stepsOf(layer, k.dtype)
-    ops.kv_write(steps.k, steps.v, k, v, this.#slots)
+    const { ops } = q.device
+    const prompt = this.#input.cache.of(layer, k.dtype)
+    const own = this.#steps.of(layer, k.dtype)
+    const { slots, lengths, steps } = this.#counters
+    ops.kv_write(own.k, own.v, k, v, slots)
     const o = Tensor.empty(q.device, q.shape, q.dtype)
-    ops.attention_decode(
-      o,
-      q,
-      prompt.k,
-      prompt.v,
-      this.#blockTable,
-      this.#lengths,
-      steps.k,
-      steps.v,
-      this.#ancestors,
-      this.#steps,
-      this.#scale,
-    )
+    ops.attention_decode(o, q, prompt.k, prompt.v, this.#blockTable, lengths, own.k, own.v, this.#ancestors, steps, this.#scale)
     return o
   }
 
@@ -194,18 +143,27 @@ export class GroupDecoder {
    * @returns whether the caches are other tensors now
    */
   async nextStep(): Promise<boolean> {
-    const capacity = this.#cache.capacity
-    if (this.#done++ < capacity) return false
-    const grown = Math.min(this.#input.maxSteps, 2 * capacity)
-    const former = (await this.#ancestors.data()) as Int32Array
-    const wider = new Int32Array(this.#rows * grown)
-    for (let row = 0; row < this.#rows; row++) {
-      wider.set(former.subarray(row * capacity, (row + 1) * capacity), row * grown)
+    const { capacity } = this.#steps
+    const full = this.#rows.filter(({ steps }) => steps >= capacity)
+    const idle = full.filter(({ length }) => length === 0)
+    for (const row of idle) row.steps = 0
+    if (idle.length > 0) this.#writeCounters()
+    const grows = full.length > idle.length
+    if (grows) await this.#grow(Math.min(this.#input.maxSteps, 2 * capacity))
+    for (const row of this.#rows) row.steps++
+    return grows
+  }
+
+  async #grow(capacity: number): Promise<void> {
+    const former = this.#steps.capacity
+    const ancestors = (await this.#ancestors.data()) as Int32Array
+    const wider = new Int32Array(this.rows * capacity)
+    for (let row = 0; row < this.rows; row++) {
+      wider.set(ancestors.subarray(row * former, (row + 1) * former), row * capacity)
     }
-    this.#cache.grow(grown)
+    this.#steps.grow(capacity)
     this.#ancestors.dispose()
-    this.#ancestors = this.#int32(wider, [this.#rows, grown])
-    return true
+    this.#ancestors = this.#int32(wider, [this.rows, capacity])
   }
 
   /** Queues: row i goes on as the former row parents[i] of the same prompt. */
@@ -213,31 +171,25 @@ export class GroupDecoder {
     permuteRows(this.#ancestors, parents)
   }
 
-  /** Row i goes on as the former row parents[i]; there may be fewer rows afterwards. All that depends on rows are other tensors then. */
-  reorder(parents: readonly number[]): void {
+  /** Only these rows are left, in this order. All that depends on rows are other tensors then. */
+  shrink(rows: readonly number[]): void {
     const former = {
-      ancestors: this.#ancestors,
       blockTable: this.#blockTable,
-      lengths: this.#lengths,
-      positions: this.#positions,
+      ancestors: this.#ancestors,
+      columns: this.#columns,
+      ...this.#counters,
     }
-    const { ancestors, blockTable, lengths, positions } = gatherRows(former, parents)
+    const { blockTable, ancestors, columns, ...counters } = gatherRows(former, rows)
     for (const tensor of Object.values(former)) tensor.dispose()
-    this.#ancestors = ancestors
     this.#blockTable = blockTable
-    this.#lengths = lengths
-    this.#positions = positions
-    if (parents.length === this.#rows) return
-    this.#rows = parents.length
-    this.#rowIndex.dispose()
-    this.#slots.dispose()
-    this.#rowIndex = this.#int32(parents.map((_, row) => row))
-    this.#slots = this.#int32(parents.map((_, row) => this.#done * this.#cache.slotsPerStep + row))
+    this.#ancestors = ancestors
+    this.#columns = columns
+    this.#counters = counters
+    this.#rows = rows.map((row) => this.#rows[row]!)
   }
 
   dispose(): void {
-    this.#cache.dispose()
-    for (const tensor of [this.#blockTable, this.#lengths, this.#ancestors, this.#positions]) tensor.dispose()
-    for (const tensor of [this.#slots, this.#rowIndex, this.#step, this.#steps]) tensor.dispose()
+    this.#steps.dispose()
+    for (const tensor of [this.#blockTable, this.#ancestors, this.#columns, ...Object.values(this.#counters)]) tensor.dispose()
   }
 }

@@ -1,8 +1,8 @@
 import { invalidArgument, QuantuneError } from '../errors.js'
 import type { Model } from '../model/model.js'
 import { type GenerationConfig, resolveConfig } from './config.js'
-import { type Call, encodeRequests, type Generation, generateGroup, growSequences, limitsOf, planRequests } from './group.js'
 import { needTokenizer, type Prompt, tokenizerOf } from './prompt.js'
+import { type Call, encodeRequests, type Generation, generateAll, growSequences, limitsOf } from './requests.js'
 import { type Score, type ScoreOptions, scoreContinuations } from './score.js'
 import { TextStream } from './text.js'
 
@@ -14,8 +14,8 @@ export interface StreamedToken {
 
 /**
  * Generates text with a model, greedily, by sampling, or by beam search. Calls may overlap with each other and with training on the
- * same model; each uses the adapter that was chosen when it was called. A batch of any size is divided into groups, in which
- * beginnings that prompts share are computed once.
+ * same model; each uses the adapter that was chosen when it was called. A batch may have any size: beginnings that prompts share are
+ * computed once, and where a sequence ends, a prompt that waits takes its place.
  */
 export class Generator implements AsyncDisposable {
   readonly model: Model
@@ -39,15 +39,7 @@ export class Generator implements AsyncDisposable {
     const finish = this.model.beginCall('generate')
     try {
       const requests = await encodeRequests(call, prompts)
-      const results = new Array<Generation>(prompts.length)
-      for (const { chunks } of planRequests(call, requests)) {
-        call.config.signal?.throwIfAborted()
-        const generations = await generateGroup(
-          call,
-          chunks.map((chunk) => chunk.map((index) => requests[index]!)),
-        )
-        for (const [i, index] of chunks.flat().entries()) results[index] = generations[i]!
-      }
+      const results = await generateAll(call, requests)
       return single ? results[0]! : results
     } finally {
       finish()
@@ -74,12 +66,12 @@ export class Generator implements AsyncDisposable {
       // An adapter may have been merged between the call and the first token.
       this.model.resolveAdapter(call.adapter?.name ?? null)
       const requests = await encodeRequests(call, [prompt])
-      const { sequences, growths } = growSequences(call, [requests])
+      const { jobs, growths } = growSequences(call, requests)
       const text = new TextStream(needTokenizer(call.tokenizer), requests[0]!.context)
       let start = call.config.forcedPrefix
       for await (const [growth] of growths) {
         const completed = text.push(growth!.tokenId)
-        const rest = sequences[0]!.finishReason === null ? '' : text.end()
+        const rest = jobs[0]!.sequences[0]!.finishReason === null ? '' : text.end()
         yield { text: start + completed + rest, tokenId: growth!.tokenId }
         start = ''
       }

@@ -1,6 +1,6 @@
 export type { GenerationConfig } from './config.js'
 export { Generator, type StreamedToken } from './generator.js'
-export type { GeneratedSequence, Generation } from './group.js'
 export type { Prompt } from './prompt.js'
+export type { GeneratedSequence, Generation } from './requests.js'
 export type { Score, ScoreOptions } from './score.js'
 export type { FinishReason } from './sequence.js'

@@ -7,12 +7,11 @@ import { searchBeams } from './beam-loop.js'
 import { bytesPerToken } from './cache.js'
 import { streamSeed } from './choose.js'
 import { newTokensFor, type ResolvedConfig } from './config.js'
-import type { DecoderInput } from './decoder.js'
-import { type Group, planGroups } from './plan.js'
+import type { LanesInput } from './lanes.js'
 import { encodePrompt, type Limits, needTokenizer, type Prompt } from './prompt.js'
 import { EndConditions, type FinishReason, type Request, Sequence } from './sequence.js'
 import { decodeAfter, StopStrings } from './text.js'
-import { decodeTokens, type Growth } from './token-loop.js'
+import { decodeTokens, type GrowingJob, type Growth } from './token-loop.js'
 
 /** One answer. */
 export interface GeneratedSequence {
@@ -39,12 +38,8 @@ export interface Call {
   tokenizer: Tokenizer | null
 }
 
-const MAX_ROWS = 64
-const MAX_PROMPT_TOKENS = 8192
-/** Bounds the activations of a prefill. */
-const MAX_PREFILL_TOKENS = 2048
-/** Keys and values that a group's new tokens may take if all sequences grow to their full length. */
-const MAX_STEP_BYTES = 512 * 2 ** 20
+/** Keys and values that are held at once, unless `maxCacheTokens` says otherwise. */
+const CACHE_BYTES = 512 * 2 ** 20
 
 /** What a prompt must fit into. */
 export function limitsOf({ network: { shape }, adapter }: Pick<Call, 'network' | 'adapter'>): Limits {
@@ -66,29 +61,19 @@ export async function encodeRequests(call: Call, prompts: readonly Prompt[]): Pr
   return requests
 }
 
-export function planRequests({ config, network }: Call, requests: readonly Request[]): Group[] {
-  const steps = Math.max(...requests.map(({ maxNewTokens }) => maxNewTokens))
-  const affordable = Math.floor(MAX_STEP_BYTES / (steps * bytesPerToken(network.shape)))
-  return planGroups(
-    requests.map(({ inputIds }) => inputIds),
-    rowsPerPromptOf(config),
-    { rows: Math.min(MAX_ROWS, affordable), promptTokens: MAX_PROMPT_TOKENS, prefillTokens: MAX_PREFILL_TOKENS },
-  )
-}
-
 function rowsPerPromptOf({ numBeams, numReturnSequences }: ResolvedConfig): number {
   return Math.max(numBeams, numReturnSequences)
 }
 
-function inputOf({ config, network, device, adapter }: Call, chunks: readonly (readonly Request[])[]): DecoderInput {
+function inputOf({ config, network, device, adapter }: Call): LanesInput {
   return {
     network,
     device,
     adapter,
-    chunks: chunks.map((requests) => requests.map(({ inputIds }) => inputIds)),
-    rowsPerPrompt: rowsPerPromptOf(config),
-    maxSteps: Math.max(...chunks.flat().map(({ maxNewTokens }) => maxNewTokens)),
     signal: config.signal,
+    width: rowsPerPromptOf(config),
+    maxBatchSize: config.maxBatchSize,
+    maxCacheTokens: config.maxCacheTokens ?? Math.floor(CACHE_BYTES / bytesPerToken(network.shape)),
   }
 }
 
@@ -97,44 +82,35 @@ function endsOf({ config: { stopStrings, eosTokenId }, tokenizer }: Call): EndCo
   return new EndConditions(eosTokenId, stops)
 }
 
-/** Starts the sequences of a group, those of a prompt side by side, and lets them grow. */
-export function growSequences(call: Call, chunks: readonly (readonly Request[])[]) {
+/** Lets sequences grow behind prompts: `jobs` has those of each, in the order of the prompts. */
+export function growSequences(call: Call, requests: readonly Request[]) {
   const { config } = call
-  const starts = chunks.flat().flatMap((request) =>
-    Array.from({ length: rowsPerPromptOf(config) }, (_, rank) => {
-      const seed = config.doSample ? streamSeed(config.seed ?? drawSeed(), request.inputIds, rank) : 0
-      return { sequence: new Sequence(request), seed }
-    }),
-  )
-  const sequences = starts.map(({ sequence }) => sequence)
-  const seeds = Int32Array.from(starts, ({ seed }) => seed)
-  const growths: AsyncGenerator<Growth[], void, undefined> = decodeTokens(
-    inputOf(call, chunks),
-    sequences,
-    seeds,
-    config,
-    endsOf(call),
-  )
-  return { sequences, growths }
+  const jobs = requests.map((request): GrowingJob => {
+    const { inputIds, maxNewTokens } = request
+    const ranks = Array.from({ length: rowsPerPromptOf(config) }, (_, rank) => rank)
+    const seedOf = (rank: number) => (config.doSample ? streamSeed(config.seed ?? drawSeed(), inputIds, rank) : 0)
+    const sequences = ranks.map(() => new Sequence(request))
+    return { inputIds, maxNewTokens, sequences, seeds: Int32Array.from(ranks, seedOf) }
+  })
+  const growths: AsyncGenerator<Growth[], void, undefined> = decodeTokens(inputOf(call), jobs, config, endsOf(call))
+  return { jobs, growths }
 }
 
-/** Answers for the prompts of a group, in its order. */
-export async function generateGroup(call: Call, chunks: readonly (readonly Request[])[]): Promise<Generation[]> {
-  const requests = chunks.flat()
-  const { numBeams, numReturnSequences } = call.config
+/** Answers for prompts, in their order. */
+export async function generateAll(call: Call, requests: readonly Request[]): Promise<Generation[]> {
+  const { numBeams, numReturnSequences, doSample } = call.config
   if (numBeams > 1) {
-    const found = await searchBeams(inputOf(call, chunks), requests, call.config, endsOf(call))
+    const found = await searchBeams(inputOf(call), requests, call.config, endsOf(call))
     return requests.map((request, i) => {
       const best = found[i]!.slice(0, numReturnSequences)
       return collect(best.map((h) => answer(call, request, h.tokenIds, h.stopped ? 'stop' : 'length', h.score)))
     })
   }
-  const { sequences, growths } = growSequences(call, chunks)
+  const { jobs, growths } = growSequences(call, requests)
   for await (const _ of growths);
-  return requests.map((request, i) => {
-    const own = sequences.slice(i * numReturnSequences, (i + 1) * numReturnSequences)
-    const answers = own.map(({ tokenIds, finishReason, logProb }) =>
-      answer(call, request, tokenIds, finishReason!, call.config.doSample ? logProb : undefined),
+  return jobs.map(({ sequences }) => {
+    const answers = sequences.map(({ request, tokenIds, finishReason, logProb }) =>
+      answer(call, request, tokenIds, finishReason!, doSample ? logProb : undefined),
     )
     return collect(answers.sort((a, b) => (b.score ?? 0) - (a.score ?? 0)))
   })

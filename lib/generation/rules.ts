@@ -4,8 +4,13 @@ import { Tensor } from '../tensor/tensor.js'
 import type { ResolvedConfig } from './config.js'
 import { gatherRows, permuteRows } from './rows.js'
 
-/** A column of the history that is no token: prompts are right-aligned, so that all rows grow at the same column. */
-const NO_TOKEN = -1
+/** What a decoder's rows need room for. */
+export interface RulesShape {
+  rows: number
+  /** Tokens of the longest prompt with its answer. */
+  longest: number
+  vocabSize: number
+}
 
 /**
  * What changes logits (or log-probabilities) before a token is chosen, in transformers' order: repetition penalty, n-grams that would
@@ -14,88 +19,120 @@ const NO_TOKEN = -1
 export class LogitsRules {
   readonly #device: Device
   readonly #config: ResolvedConfig
-  readonly #width: number
-  /** int32 [B, columns], [1], [B]; null where no rule reads it */
-  #history: { tokens: Tensor; column: Tensor; lengths: Tensor } | null = null
+  readonly #longest: number
+  /** int32 [B, longest], and the tokens that are in each row [B]; null where no rule reads it */
+  #history: { tokens: Tensor; lengths: Tensor } | null = null
   readonly #suppressed: Tensor | null
   readonly #suppressedAtFirst: Tensor | null
+  /** Rows that may not end yet: runs of [first, count]. */
+  #young: [number, number][] = []
 
-  /**
-   * @param prompts the prompt of each row
-   * @param vocabSize columns of the logits
-   */
-  constructor(device: Device, config: ResolvedConfig, prompts: readonly Int32Array[], maxSteps: number, vocabSize: number) {
+  constructor(device: Device, config: ResolvedConfig, { rows, longest, vocabSize }: RulesShape) {
     this.#device = device
     this.#config = config
+    this.#longest = longest
     const ids = (list: readonly number[]) => {
       const known = [...new Set(list)].filter((id) => id < vocabSize)
       return known.length === 0 ? null : this.#int32(known)
     }
     this.#suppressed = ids(config.suppressTokens)
-    this.#suppressedAtFirst = config.minNewTokens > 0 ? ids([...config.suppressTokens, ...config.eosTokenId]) : null
-    this.#width = Math.max(...prompts.map((prompt) => prompt.length))
-    if (config.repetitionPenalty !== 1 || config.noRepeatNgramSize > 0) this.#startHistory(prompts, maxSteps)
+    this.#suppressedAtFirst = config.minNewTokens > 0 ? ids(config.eosTokenId) : null
+    if (config.repetitionPenalty === 1 && config.noRepeatNgramSize === 0) return
+    this.#history = {
+      tokens: this.#int32(new Int32Array(rows * longest), [rows, longest]),
+      lengths: this.#int32(new Int32Array(rows)),
+    }
   }
 
   #int32(data: ArrayLike<number>, shape: readonly number[] = [data.length]): Tensor {
     return keep(Tensor.from(this.#device, Int32Array.from(data), shape, 'int32', 'cache'))
   }
 
-  #startHistory(prompts: readonly Int32Array[], maxSteps: number): void {
-    const columns = this.#width + maxSteps
-    const tokens = new Int32Array(prompts.length * columns).fill(NO_TOKEN)
-    for (const [row, prompt] of prompts.entries()) tokens.set(prompt, row * columns + this.#width - prompt.length)
-    this.#history = {
-      tokens: this.#int32(tokens, [prompts.length, columns]),
-      column: this.#int32([this.#width]),
-      lengths: this.#int32(prompts.map(() => this.#width)),
+  /** A sequence begins in a row. */
+  start(row: number, prompt: Int32Array): void {
+    if (!this.#history) return
+    const line = new Int32Array(this.#longest)
+    line.set(prompt)
+    for (const [tensor, data] of [
+      [this.#history.tokens, line],
+      [this.#history.lengths, Int32Array.of(prompt.length)],
+    ] as const) {
+      const part = tensor.rows(row, 1)
+      part.write(data)
+      part.dispose()
     }
   }
 
-  /**
-   * Applies the rules to `logits` [B, V] in place.
-   * @param step new tokens that there are
-   * @param stride `logits` belong to every stride-th row only (the prompts, before their beams part)
-   */
-  apply(logits: Tensor, step: number, stride = 1): void {
-    const { repetitionPenalty, noRepeatNgramSize, minNewTokens } = this.#config
-    const { ops } = this.#device
+  /** Applies the rules to the logits after prompts [prompts, V], in place and in a scope; no row is needed for that. */
+  applyToPrompts(logits: Tensor, prompts: readonly Int32Array[]): void {
     if (this.#history) {
-      const { tokens, lengths } = this.#history
-      const rows = Array.from({ length: logits.shape[0]! }, (_, i) => i * stride)
-      const read = stride === 1 ? { tokens, lengths } : gatherRows({ tokens, lengths }, rows)
-      ops.logits_process(logits, read.tokens, read.lengths, repetitionPenalty, noRepeatNgramSize)
-      if (stride !== 1) for (const tensor of Object.values(read)) tensor.dispose()
+      const longest = Math.max(...prompts.map(({ length }) => length))
+      const tokens = new Int32Array(prompts.length * longest)
+      for (const [i, prompt] of prompts.entries()) tokens.set(prompt, i * longest)
+      const lengths = Int32Array.from(prompts, ({ length }) => length)
+      this.#readHistory(
+        logits,
+        Tensor.from(this.#device, tokens, [prompts.length, longest], 'int32'),
+        Tensor.from(this.#device, lengths, [lengths.length], 'int32'),
+      )
     }
-    const suppressed = step < minNewTokens ? this.#suppressedAtFirst : this.#suppressed
-    if (suppressed) ops.suppress_tokens(logits, suppressed)
+    if (this.#suppressedAtFirst) this.#device.ops.suppress_tokens(logits, this.#suppressedAtFirst)
+    if (this.#suppressed) this.#device.ops.suppress_tokens(logits, this.#suppressed)
   }
 
-  /** Row i has chosen tokens[i] (int32 [B]). */
+  /** Queues the rules for the logits of all rows [B, V], in place and in a scope. */
+  apply(logits: Tensor): void {
+    if (this.#history) this.#readHistory(logits, this.#history.tokens, this.#history.lengths)
+    for (const [first, count] of this.#young) {
+      this.#device.ops.suppress_tokens(logits.rows(first, count), this.#suppressedAtFirst!)
+    }
+    if (this.#suppressed) this.#device.ops.suppress_tokens(logits, this.#suppressed)
+  }
+
+  #readHistory(logits: Tensor, tokens: Tensor, lengths: Tensor): void {
+    const { repetitionPenalty, noRepeatNgramSize } = this.#config
+    this.#device.ops.logits_process(logits, tokens, lengths, repetitionPenalty, noRepeatNgramSize)
+  }
+
+  /** Queues: row i has chosen tokens[i] (int32 [B]). */
   append(tokens: Tensor): void {
     if (!this.#history) return
-    this.#device.ops.append_column(this.#history.tokens, tokens, this.#history.column)
-    this.#device.ops.increment(this.#history.column, 1)
+    this.#device.ops.append_column(this.#history.tokens, tokens, this.#history.lengths)
     this.#device.ops.increment(this.#history.lengths, 1)
   }
 
-  /** Whether `apply` does something else at this step than at the one before. */
-  changesAt(step: number): boolean {
-    return this.#suppressedAtFirst !== null && step === this.#config.minNewTokens
+  /**
+   * To be called before each step.
+   * @param newTokens of a row before the one that the step chooses; null for a row without a sequence
+   * @returns whether `apply` does something else than before
+   */
+  prepare(rows: number, newTokens: (row: number) => number | null): boolean {
+    if (!this.#suppressedAtFirst) return false
+    const young: [number, number][] = []
+    for (let row = 0; row < rows; row++) {
+      const count = newTokens(row)
+      if (count === null || count >= this.#config.minNewTokens) continue
+      const last = young.at(-1)
+      if (last && last[0] + last[1] === row) last[1]++
+      else young.push([row, 1])
+    }
+    const changed = JSON.stringify(young) !== JSON.stringify(this.#young)
+    this.#young = young
+    return changed
   }
 
-  /** Queues: row i goes on as the former row parents[i]. */
+  /** Queues: row i goes on as the former row parents[i] of the same prompt. */
   permute(parents: Tensor): void {
     if (this.#history) permuteRows(this.#history.tokens, parents)
   }
 
-  /** Row i goes on as the former row parents[i]; there may be fewer rows afterwards. */
-  reorder(parents: readonly number[]): void {
+  /** Only these rows are left, in this order. */
+  shrink(rows: readonly number[]): void {
     if (!this.#history) return
-    const { tokens, lengths, column } = this.#history
-    this.#history = { ...gatherRows({ tokens, lengths }, parents), column }
-    tokens.dispose()
-    lengths.dispose()
+    const former = this.#history
+    this.#history = gatherRows(former, rows)
+    former.tokens.dispose()
+    former.lengths.dispose()
   }
 
   dispose(): void {

@@ -1,17 +1,17 @@
 import { noGrad } from '../autograd/tape.js'
-import { Batch } from '../data/batch.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { invalidArgument } from '../errors.js'
 import type { CausalLM } from '../models/causal-lm.js'
-import { attendSegments } from '../nn/attention.js'
 import type { Adapter } from '../peft/adapter.js'
 import { withCallSite } from '../tensor/call-site.js'
 import type { Device } from '../tensor/device.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
+import { PromptCache } from './cache.js'
 import type { ResolvedConfig } from './config.js'
-import { planGroups } from './plan.js'
+import { prefill } from './prefill.js'
 import { encodePrompt, encodeText, type Limits, needTokenizer, type Prompt } from './prompt.js'
+import { type AdmittedPrompt, PromptQueue, trieSize } from './prompt-queue.js'
 
 export interface ScoreOptions {
   /** The adapter to use: a name, or null for the bare base. Default: the model's current one. */
@@ -61,26 +61,23 @@ export async function scoreContinuations(
   const flat = cases.flat()
   // The last token is only predicted, never read.
   const inputs = flat.map(({ prompt, continuation }) => Int32Array.from([...prompt, ...continuation.slice(0, -1)]))
-  const plan = planGroups(inputs, 1, {
-    rows: Number.POSITIVE_INFINITY,
-    promptTokens: MAX_TOKENS,
-    prefillTokens: MAX_TOKENS,
-  })
   const scores = new Array<Score>(flat.length)
-  for (const { chunks } of plan) {
-    call.config.signal?.throwIfAborted()
-    const members = chunks.flat()
-    const group = members.map((index) => flat[index]!)
-    const logProbs = await logProbsOf(
-      call,
-      members.map((index) => inputs[index]!),
-      group,
-    )
-    for (const [i, index] of members.entries()) {
-      const tokenLogProbs = logProbs[i]!
-      const logProb = tokenLogProbs.reduce((sum, value) => sum + value, 0)
-      scores[index] = { logProb, tokenIds: flat[index]!.continuation, tokenLogProbs }
+  const blocks = Math.min(trieSize(inputs), 2 * MAX_TOKENS + Math.max(...inputs.map(({ length }) => length)))
+  const cache = new PromptCache(call.device, call.network.shape, blocks)
+  const queue = new PromptQueue(inputs, cache)
+  try {
+    while (queue.waiting > 0) {
+      call.config.signal?.throwIfAborted()
+      const group = queue.admit(Number.POSITIVE_INFINITY, MAX_TOKENS)
+      const members = group.map(({ index }) => flat[index]!)
+      for (const [i, tokenLogProbs] of (await logProbsOf(call, { cache, keep: queue.waiting > 0 }, group, members)).entries()) {
+        const logProb = tokenLogProbs.reduce((sum, value) => sum + value, 0)
+        scores[group[i]!.index] = { logProb, tokenIds: members[i]!.continuation, tokenLogProbs }
+      }
+      for (const prompt of group) queue.release(prompt)
     }
+  } finally {
+    cache.dispose()
   }
   return divide(
     scores,
@@ -114,35 +111,27 @@ function encodeContinuation(tokenizer: Tokenizer, prompt: Prompt, inputIds: Int3
 /** Log-probabilities of each case's continuation tokens. */
 async function logProbsOf(
   { network, device, adapter }: ScoreCall,
-  inputs: readonly Int32Array[],
+  { cache, keep: keeps }: { cache: PromptCache; keep: boolean },
+  group: readonly AdmittedPrompt[],
   cases: readonly Case[],
 ): Promise<number[][]> {
-  const batch = Batch.pack(inputs.map((inputIds) => ({ inputIds })))
-  const pairs = cases.flatMap(({ prompt, continuation }, sample) =>
-    continuation.map((target, t) => ({ row: batch.sampleRows[sample]![prompt.length - 1 + t]!, target })),
-  )
-  const order = pairs.map((_, i) => i).sort((a, b) => pairs[a]!.row - pairs[b]!.row)
-  const rows = Int32Array.from(new Set(order.map((i) => pairs[i]!.row)))
-  const indexOf = new Map(Array.from(rows, (row, i) => [row, i]))
+  // A token is predicted at the position before it.
+  const wanted = cases.map(({ prompt, continuation }) => continuation.map((_, t) => prompt.length - 1 + t))
+  let order: number[] = []
   const queue = () =>
     scope(() => {
+      const { hidden, rows } = prefill({ network, device, adapter, cache, keep: keeps }, group, wanted)
+      const pairs = cases.flatMap(({ continuation }, i) => continuation.map((target, t) => ({ row: rows[i]![t]!, target })))
+      order = pairs.map((_, i) => i).sort((a, b) => pairs[a]!.row - pairs[b]!.row)
       const int32 = (data: ArrayLike<number>) => Tensor.from(device, Int32Array.from(data), [data.length], 'int32')
-      const outputRows = int32(rows)
-      const hidden = network.hidden({
-        inputIds: int32(batch.inputIds),
-        positions: int32(batch.positions),
-        attend: attendSegments(int32(batch.end), outputRows),
-        outputRows,
-        adapter,
-      })
-      const targetRows = int32(order.map((i) => indexOf.get(pairs[i]!.row)!))
+      const targetRows = int32(order.map((i) => pairs[i]!.row))
       const targetIds = int32(order.map((i) => pairs[i]!.target))
       return network.losses(hidden, targetRows, targetIds, adapter)
     })
   const losses = keep(withCallSite('score', () => noGrad(queue)))
   try {
     const values = (await losses.data()) as Float32Array
-    const logProbs = new Array<number>(pairs.length)
+    const logProbs = new Array<number>(order.length)
     for (const [at, i] of order.entries()) logProbs[i] = -values[at]!
     return divide(
       logProbs,
