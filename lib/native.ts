@@ -8,7 +8,7 @@ import { QuantuneError } from './errors.js'
 const ABI_VERSION = 1
 const REBUILD = 'npm run build:native'
 
-let loaded: { addon: NativeAddon; folder: string } | undefined
+let loaded: { addon: NativeAddon; folder: string; path: string } | undefined
 
 /** The package's own folder, from lib/ as from dist/lib/. */
 function packageRoot(): string {
@@ -77,8 +77,19 @@ export function loadNative(): NativeAddon {
     throw noBinary('The native addon of quantune could not be loaded.', error, root)
   }
   refuseIfStale(addon, root)
-  loaded = { addon, folder: dirname(path) }
+  loaded = { addon, folder: dirname(path), path }
   return addon
+}
+
+/** The file that {@link loadNative} loaded. */
+export function nativePath(): string {
+  loadNative()
+  return loaded!.path
+}
+
+/** The file name of a backend's plugin. */
+export function pluginFile(name: string): string {
+  return process.platform === 'win32' ? `quantune-${name}.dll` : `quantune-${name}.so`
 }
 
 /**
@@ -90,6 +101,6 @@ export function pluginFolder(name: string): string {
   if (process.env.QUANTUNE_PLUGINS) return process.env.QUANTUNE_PLUGINS
   const beside = loaded!.folder
   const built = join(packageRoot(), `build-${name}`)
-  const library = process.platform === 'win32' ? `quantune-${name}.dll` : `quantune-${name}.so`
+  const library = pluginFile(name)
   return !existsSync(join(beside, library)) && existsSync(join(built, library)) ? built : beside
 }

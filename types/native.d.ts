@@ -73,6 +73,11 @@ export interface NativeAddon {
     firstPage: Int32Array,
     onComplete: OnComplete,
   ): NativeDevice
+  /**
+   * What a plugin says about its driver and its devices (JSON: {@link PluginDescription} in lib/tensor/probe.ts). Throws with the
+   * reason when it cannot be opened. A broken driver may crash the process that asks.
+   */
+  describePlugin(name: string, pluginFolder: string): string
   /** The cores that the process may use, the container's limit included. */
   usableCores(): number
   /** Threads for CPU kernels, the queue's own included; takes effect between operations. */

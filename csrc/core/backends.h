@@ -12,6 +12,9 @@ const qt_backend* cpu_backend(std::string* error);
 const qt_backend* late_backend(std::string* error);
 // A shared library beside the addon. Opened once a process, never unloaded.
 const qt_backend* plugin_backend(const std::string& name, const std::string& folder, std::string* error);
+// What the plugin says about its driver and devices, as JSON; empty: `error` says why not. A broken driver may take the process
+// down: ask in a child process first.
+std::string describe_plugin(const std::string& name, const std::string& folder, std::string* error);
 
 // The devices of tests exist only where QUANTUNE_TEST_DEVICES is 1.
 bool test_devices();

@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include "../core/allocator.h"
+#include "../core/backends.h"
 #include "../core/dtype.h"
 #include "../core/op_table.h"
 #include "../core/os.h"
@@ -65,6 +66,13 @@ Napi::Array names(Napi::Env env, int32_t count, const char* (*name)(int32_t)) {
   return result;
 }
 
+Napi::Value describe(const Napi::CallbackInfo& info) {
+  std::string error;
+  std::string text = describe_plugin(info[0].ToString().Utf8Value(), info[1].ToString().Utf8Value(), &error);
+  if (text.empty()) throw Napi::Error::New(info.Env(), error);
+  return Napi::String::New(info.Env(), text);
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("abiVersion", QT_ABI_VERSION);
   exports.Set("ops", describe_ops(env));
@@ -72,6 +80,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("dtypes", names(env, kDtypes, dtype_name));
   exports.Set("purposes", names(env, kPurposes, purpose_name));
   exports.Set("openDevice", Napi::Function::New(env, open_device, "openDevice"));
+  exports.Set("describePlugin", Napi::Function::New(env, describe, "describePlugin"));
   exports.Set("usableCores",
               Napi::Function::New(
                   env, [](const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), os::usable_cores()); },

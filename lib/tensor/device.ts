@@ -5,6 +5,7 @@ import { loadNative, pluginFolder } from '../native.js'
 import { findSite } from './call-site.js'
 import { dtypes, type Purpose, purposes } from './dtype.js'
 import { buildOps, type Ops } from './ops.js'
+import { whyRefused } from './probe.js'
 import { Queue } from './queue.js'
 
 export interface MemoryUsage {
@@ -89,6 +90,8 @@ export class Device {
 
   static async #open(name: string): Promise<Device> {
     loadNative().setThreads(env.numThreads)
+    const refusal = await whyRefused(name)
+    if (refusal) throw unavailable(name, refusal)
     let device: Device | undefined
     await new Promise<void>((resolve, reject) => {
       const refuse = (error: Error) => reject(unavailable(name, error.message))
