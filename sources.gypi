@@ -41,6 +41,7 @@
       'csrc/core/device.cpp',
       'csrc/core/execute.cpp',
       'csrc/core/host.cpp',
+      'csrc/core/late_failures.cpp',
       'csrc/core/late_backend.cpp',
       'csrc/core/op_checks.cpp',
       'csrc/core/op_checks_basic.cpp',
