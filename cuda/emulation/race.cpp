@@ -89,9 +89,9 @@ bool touch(Clocks& c, Word& word, const Access& now, const void* address, Block&
 
 void race_begin_block(Block& block) {
   Clocks& c = clocks();
+  if (c.grid != block.grid_serial) c.global.clear();
   c.grid = block.grid_serial;
   c.shared.clear();
-  if (block.serial == 0 || c.global.size() > (1u << 22)) c.global.clear();
   c.of.resize(block.threads);
   for (unsigned int i = 0; i < block.threads; i++) {
     c.of[i].assign(block.threads, 0);

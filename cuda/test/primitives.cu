@@ -276,6 +276,11 @@ void test_atomics() {
 }
 
 }  // namespace
+
+#if defined(QT_EMULATED)
+void test_planted_mistakes();
+#endif
+
 }  // namespace quantune::cuda::test
 
 int main(int argc, char** argv) {
@@ -295,6 +300,9 @@ int main(int argc, char** argv) {
   test_product_int8();
   test_conversions();
   test_atomics();
+#if defined(QT_EMULATED)
+  test_planted_mistakes();
+#endif
   e.backend->close(e.stream);
   std::printf("primitives: %d checks, %d failed\n", e.checks, e.failures);
   return e.failures ? 1 : 0;
