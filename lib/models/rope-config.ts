@@ -29,7 +29,30 @@ export function parseRope(config: ConfigReader, defaultTheta = 10000): RopeConfi
         highFreqFactor: number('high_freq_factor'),
         originalMaxPositionEmbeddings: number('original_max_position_embeddings'),
       }
+    case 'yarn':
+      return {
+        type: 'yarn',
+        theta,
+        factor: number('factor'),
+        betaFast: number('beta_fast', 32) || 32,
+        betaSlow: number('beta_slow', 1) || 1,
+        originalMaxPositionEmbeddings: number(
+          'original_max_position_embeddings',
+          config.number('max_position_embeddings', 2048),
+        ),
+        attentionFactor: yarnAttentionFactor(number),
+        truncate: parameters.truncate !== false,
+      }
     default:
-      throw config.unsupported(`rope type ${JSON.stringify(type)}`, 'default, linear, llama3')
+      throw config.unsupported(`rope type ${JSON.stringify(type)}`, 'default, linear, llama3, yarn')
   }
+}
+
+/** As in transformers: given, or from the factor, by which attention is made sharper. */
+function yarnAttentionFactor(number: (name: string, fallback?: number) => number): number {
+  const factor = number('factor')
+  const scale = (mscale: number) => (factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1)
+  const [numerator, denominator] = [number('mscale', 0), number('mscale_all_dim', 0)]
+  const inferred = numerator && denominator ? scale(numerator) / scale(denominator) : scale(1)
+  return number('attention_factor', inferred)
 }

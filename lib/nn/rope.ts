@@ -14,6 +14,19 @@ export type RopeConfig =
       highFreqFactor: number
       originalMaxPositionEmbeddings: number
     }
+  | {
+      type: 'yarn'
+      theta: number
+      factor: number
+      /** Rotations over the original context above which a frequency is kept, and below which it is interpolated. */
+      betaFast: number
+      betaSlow: number
+      originalMaxPositionEmbeddings: number
+      /** Multiplies cosines and sines. */
+      attentionFactor: number
+      /** Whether the range between the two ends at whole dimensions. */
+      truncate: boolean
+    }
 
 const { fround } = Math
 
@@ -27,7 +40,23 @@ export function inverseFrequencies(rope: RopeConfig, headDim: number): Float32Ar
       return base.map((frequency) => frequency / rope.factor)
     case 'llama3':
       return base.map((frequency) => llama3Frequency(frequency, rope))
+    case 'yarn':
+      return yarnFrequencies(headDim, rope)
   }
+}
+
+/** High frequencies are kept, low ones interpolated, with a ramp over the dimensions between (Peng et al. 2023). */
+function yarnFrequencies(headDim: number, rope: Extract<RopeConfig, { type: 'yarn' }>): Float32Array {
+  const { theta, factor, betaFast, betaSlow, originalMaxPositionEmbeddings: context, truncate } = rope
+  const dimensionOf = (rotations: number) => (headDim * Math.log(context / (rotations * 2 * Math.PI))) / (2 * Math.log(theta))
+  const low = Math.max(truncate ? Math.floor(dimensionOf(betaFast)) : dimensionOf(betaFast), 0)
+  const end = Math.min(truncate ? Math.ceil(dimensionOf(betaSlow)) : dimensionOf(betaSlow), headDim - 1)
+  const high = end === low ? end + 0.001 : end
+  return Float32Array.from({ length: headDim / 2 }, (_, i) => {
+    const period = fround(theta ** fround((2 * i) / headDim))
+    const kept = fround(1 - Math.min(Math.max(fround(fround(i - low) / fround(high - low)), 0), 1))
+    return fround(fround(1 / fround(factor * period)) * fround(1 - kept)) + fround(fround(1 / period) * kept)
+  })
 }
 
 /** Long wavelengths are stretched by the factor, short ones kept, those between interpolated (Llama 3.1's release). */
@@ -43,17 +72,19 @@ function llama3Frequency(frequency: number, rope: Extract<RopeConfig, { type: 'l
 /** Cosines and sines for positions: int32 [T] → float32 [T, D]. The frequencies are uploaded once per device. */
 export class RopeTables {
   readonly #frequencies: Float32Array
+  readonly #scaling: number
   readonly #uploaded = new WeakMap<Device, Tensor>()
 
   constructor(rope: RopeConfig, headDim: number) {
     this.#frequencies = inverseFrequencies(rope, headDim)
+    this.#scaling = rope.type === 'yarn' ? rope.attentionFactor : 1
   }
 
   at(positions: Tensor): Tensor {
     const { device } = positions
     const inverse = this.#frequenciesOn(device)
     const table = Tensor.empty(device, [positions.shape[0]!, 2 * this.#frequencies.length], 'float32')
-    device.ops.rope_table(table, positions, inverse, 1)
+    device.ops.rope_table(table, positions, inverse, this.#scaling)
     return table
   }
 

@@ -36,6 +36,16 @@ t.test('config.json', async (t) => {
   const since5 = { ...smollm2, rope_theta: undefined, rope_parameters: { ...llama3, rope_theta: 5e5, rope_type: 'llama3' } }
   t.match(llama.parseConfig(since5).rope, expected, 'transformers 5')
 
+  // The attention factors are those of transformers' LlamaRotaryEmbedding.
+  const yarn = { rope_type: 'yarn', factor: 40, original_max_position_embeddings: 4096 }
+  const yarnOf = (change: object) => llama.parseConfig({ ...smollm2, rope_scaling: { ...yarn, ...change } }).rope
+  const defaults = { type: 'yarn', theta: 1e5, factor: 40, betaFast: 32, betaSlow: 1, truncate: true }
+  t.match(yarnOf({}), { ...defaults, originalMaxPositionEmbeddings: 4096 })
+  t.match(yarnOf({ original_max_position_embeddings: undefined }), { originalMaxPositionEmbeddings: 8192 })
+  t.match(yarnOf({ mscale: 1, mscale_all_dim: 0.5, beta_fast: 16 }), { betaFast: 16, attentionFactor: 1.1557219901962608 })
+  t.match(yarnOf({ factor: 4 }), { attentionFactor: 1.138629436111989 })
+  t.match(yarnOf({ attention_factor: 1.5 }), { attentionFactor: 1.5 })
+
   t.match(llama.parseConfig({ ...smollm2, model_type: 'qwen2', sliding_window: 32 }), { qkvBias: true, outputBias: false })
   t.equal(llama.parseConfig({ ...smollm2, model_type: 'qwen2', sliding_window: 32 }).maxPositionEmbeddings, 8192)
   t.equal(llama.parseConfig({ ...smollm2, model_type: 'mistral', sliding_window: 4096 }).maxPositionEmbeddings, 4096)
@@ -49,7 +59,7 @@ t.test('config.json', async (t) => {
 t.test('what is not supported is refused by name', async (t) => {
   const refused = (change: object, message: RegExp) =>
     t.throws(() => llama.parseConfig({ ...smollm2, ...change }), { code: 'ERR_UNSUPPORTED_ARCHITECTURE', message })
-  refused({ rope_scaling: { rope_type: 'yarn', factor: 4 } }, /rope type "yarn".*default, linear, llama3/)
+  refused({ rope_scaling: { rope_type: 'longrope', factor: 4 } }, /rope type "longrope".*default, linear, llama3, yarn/)
   refused({ rope_scaling: { type: 'dynamic', factor: 4 } }, /rope type "dynamic"/)
   refused({ hidden_act: 'gelu' }, /hidden_act "gelu".*silu/)
   refused({ num_attention_heads: 10, head_dim: 64 }, /num_key_value_heads 3/)
