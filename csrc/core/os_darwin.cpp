@@ -31,9 +31,13 @@ Parking& parking_of(const void* word) {
 bool wait_while_equal(std::atomic<uint32_t>* word, uint32_t expected, int64_t timeout_ms) {
   Parking& parking = parking_of(word);
   std::unique_lock<std::mutex> lock(parking.mutex);
-  auto changed = [&] { return word->load() != expected; };
-  if (timeout_ms < 0) return parking.changed.wait(lock, changed), true;
-  return parking.changed.wait_for(lock, std::chrono::milliseconds(timeout_ms), changed);
+  if (word->load() != expected) return true;
+  // Without a predicate: wake_all ends the wait whatever the word holds, and those of other words are spurious wake-ups.
+  if (timeout_ms < 0) {
+    parking.changed.wait(lock);
+    return true;
+  }
+  return parking.changed.wait_for(lock, std::chrono::milliseconds(timeout_ms)) == std::cv_status::no_timeout;
 }
 
 void wake_all(std::atomic<uint32_t>* word) {
@@ -57,7 +61,10 @@ int usable_cores() {
 }
 
 void* allocate(int64_t bytes) {
-  if (bytes < kLargeBlock) return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+  if (bytes < kLargeBlock) {
+    void* small = nullptr;
+    return posix_memalign(&small, 64, static_cast<size_t>(bytes < 1 ? 1 : bytes)) == 0 ? small : nullptr;
+  }
   void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
   return data == MAP_FAILED ? nullptr : data;
 }
@@ -79,7 +86,8 @@ int64_t total_memory() {
 int64_t free_memory() {
   vm_statistics64_data_t pages;
   mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
-  if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&pages), &count) != KERN_SUCCESS) {
+  static const host_t host = mach_host_self();  // every call adds a reference to the port
+  if (host_statistics64(host, HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&pages), &count) != KERN_SUCCESS) {
     return total_memory();
   }
   int64_t available = static_cast<int64_t>(pages.free_count) + pages.inactive_count + pages.purgeable_count;

@@ -17,12 +17,18 @@ std::wstring wide(const std::string& text) {
   return result;
 }
 
+// In the user's language, hence not as FormatMessageA has it, which depends on the code page.
 std::string last_error() {
-  char text[256];
-  DWORD length = FormatMessageA(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS, nullptr, GetLastError(), 0, text,
-                                sizeof text, nullptr);
-  while (length > 0 && (text[length - 1] == '\n' || text[length - 1] == '\r')) length--;
-  return std::string(text, length);
+  wchar_t text[256];
+  const DWORD code = GetLastError();
+  DWORD length =
+      FormatMessageW(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS, nullptr, code, 0, text, 256, nullptr);
+  while (length > 0 && (text[length - 1] == L'\n' || text[length - 1] == L'\r')) length--;
+  if (length == 0) return "error " + std::to_string(code);
+  const int size = WideCharToMultiByte(CP_UTF8, 0, text, static_cast<int>(length), nullptr, 0, nullptr, nullptr);
+  std::string result(static_cast<size_t>(size), '\0');
+  WideCharToMultiByte(CP_UTF8, 0, text, static_cast<int>(length), result.data(), size, nullptr, nullptr);
+  return result;
 }
 
 }  // namespace
@@ -46,13 +52,21 @@ int64_t monotonic_ns() {
   return now.QuadPart / frequency * 1000000000 + now.QuadPart % frequency * 1000000000 / frequency;
 }
 
-void name_thread(const char* name) { SetThreadDescription(GetCurrentThread(), wide(name).c_str()); }
+void name_thread(const char* name) {
+  // Windows 10 1607 and Server 2016 have it in this library alone, and older ones not at all.
+  using SetDescription = HRESULT(WINAPI*)(HANDLE, PCWSTR);
+  static const auto describe = reinterpret_cast<SetDescription>(
+      reinterpret_cast<void*>(GetProcAddress(GetModuleHandleW(L"KernelBase.dll"), "SetThreadDescription")));
+  if (describe) describe(GetCurrentThread(), wide(name).c_str());
+}
 
 int usable_cores() {
   DWORD_PTR process = 0, system = 0;
   GetProcessAffinityMask(GetCurrentProcess(), &process, &system);
   int cores = 0;
   for (; process; process &= process - 1) cores++;
+  // No mask: the process has threads in several processor groups of up to 64.
+  if (cores == 0) cores = static_cast<int>(GetActiveProcessorCount(ALL_PROCESSOR_GROUPS));
   return cores < 1 ? 1 : cores;
 }
 
