@@ -67,9 +67,9 @@ struct RawScale {
 };
 
 // One thread's share of the tiles [tile_outers, kStepDepth] of a 4-bit factor.
-template <int tile_outers, bool across, int threads>
+// `Shape` says where the chunks of a tile lie.
+template <class Shape, bool across, int threads>
 struct FourBitRun {
-  using Shape = TileShape<tile_outers, across>;
   static constexpr int kCodes = Shape::kElements / threads, kPieces = kCodes / 32;
   static constexpr int kRunsPerRow = Shape::kChunks * 8 / kCodes, kSlots = 4;
   static_assert(kCodes == 32 || kCodes == 64, "runs of 16 or 32 bytes");

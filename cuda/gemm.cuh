@@ -47,6 +47,9 @@ inline Result result_of(void* data, int32_t dtype, int64_t columns, bool accumul
 // One product, or two of which the second is an adapter's (k = its rank). C overlaps no factor. Takes scratch memory.
 qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 
+// The same in float32 arithmetic, whatever A is.
+qt_status gemm_float32(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
+
 // Elements / length of the last dimension.
 inline int64_t row_count(const qt_tensor* t) { return last_of(t) ? t->elements / last_of(t) : 0; }
 

@@ -138,7 +138,5 @@ qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* produ
 // Few rows: whether gemm_few can have the product, and it.
 bool is_few(int64_t m, const Product& product);
 qt_status gemm_few(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
-// float32 arithmetic, any factors.
-qt_status gemm_simt(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 
 }  // namespace quantune::cuda

@@ -82,6 +82,10 @@ qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* produ
       if (qt_status status = dense_factor(stream, p.b, b_across, n, p.k, scale, &args.b[i])) return status;
     }
   }
+  if (hopper_takes(stream, m, n) && args.steps > 0) {
+    args.epilogue = Epilogue(c, m, n, nullptr);
+    return gemm_hopper(stream, args, four_bit, a_across, b_across);
+  }
   const MmaTile tile = choose_tile(stream, m, n, four_bit);
   args.row_tiles = ceil_div(m, tile_rows(tile));
   args.column_tiles = ceil_div(n, tile_columns(tile));

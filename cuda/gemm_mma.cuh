@@ -96,7 +96,8 @@ template <class Shape, bool a_across, bool b_across, bool four_bit>
 __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args) {
   constexpr int kThreads = Shape::threads, kStages = Shape::stages;
   using Tiles = MmaTiles<Shape, four_bit>;
-  using Run = FourBitRun<four_bit ? Shape::columns : 128, b_across, four_bit ? kThreads : 256>;  // unused where B is dense
+  // Where B is dense it is not used.
+  using Run = FourBitRun<TileShape<four_bit ? Shape::columns : 128, b_across>, b_across, four_bit ? kThreads : 256>;
   SharedCarver carve = dynamic_shared();
   const Tiles tiles(carve);
   const Epilogue& e = args.epilogue;
@@ -228,5 +229,9 @@ qt_status launch_mma(qt_stream* stream, const MmaArgs& args, int64_t splits) {
 enum class MmaTile { kLarge, kMedium, kFlat, kNarrow };
 qt_status launch_mma_dense(qt_stream* stream, const MmaArgs& args, int64_t splits, MmaTile tile, bool a_across, bool b_across);
 qt_status launch_mma_four_bit(qt_stream* stream, const MmaArgs& args, int64_t splits, MmaTile tile, bool b_across);
+
+// The same with the instructions of sm_90a, and whether they are there and C has tiles enough for them.
+bool hopper_takes(const qt_stream* stream, int64_t m, int64_t n);
+qt_status gemm_hopper(qt_stream* stream, const MmaArgs& product, bool four_bit, bool a_across, bool b_across);
 
 }  // namespace quantune::cuda

@@ -174,7 +174,7 @@ qt_status finish_splits(qt_stream* stream, const Epilogue& epilogue, int64_t spl
                 splits);
 }
 
-qt_status gemm_simt(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c) {
+qt_status gemm_float32(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c) {
   SimtArgs args{};
   args.count = count;
   for (int i = 0; i < count; i++) {

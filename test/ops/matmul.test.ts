@@ -44,6 +44,36 @@ for (const [m, n, k] of sizes) {
   })
 }
 
+t.test('bfloat16, tiles of each form and k in parts', async (t) => {
+  for (const [m, n, k] of [
+    [260, 136, 72],
+    [90, 140, 704],
+    [40, 130, 192],
+    [130, 20, 640],
+    [11, 40, 328],
+  ] as const) {
+    for (const [transposeA, transposeB] of [
+      [0, 0],
+      [0, 1],
+      [1, 0],
+      [1, 1],
+    ] as const) {
+      const a = h.random.normal(transposeA ? [k, m] : [m, k], { dtype: 'bfloat16' })
+      const b = h.random.normal(transposeB ? [n, k] : [k, n], { dtype: 'bfloat16' })
+      const c = h.garbage([m, n])
+      h.ops.matmul(c, a.tensor, b.tensor, transposeA, transposeB, 1, 0)
+      const expected = product([m, n, k], matrix(a, transposeA === 1), matrix(b, transposeB === 1))
+      await h.close(
+        t,
+        c,
+        expected,
+        sumTolerance(k),
+        `[${m}, ${n}] over ${k}${transposeA ? ', a transposed' : ''}${transposeB ? ', b transposed' : ''}`,
+      )
+    }
+  }
+})
+
 t.test('results in 16 bits are rounded once', async (t) => {
   for (const dtype of ['bfloat16', 'float16'] as const) {
     for (const [m, n, k] of [

@@ -1,0 +1,192 @@
+/**
+ * Kernels on one GPU at the shapes of Llama 3 8B, bfloat16: each row beside PyTorch's operation on the same GPU in the same run,
+ * and beside the limit it is measured against.
+ *
+ * usage: node dist/bench/kernels/cuda.js [--device cuda] [--peers PYTHON] [--shapes full|tiny]
+ * PYTHON is an interpreter with a torch that sees the GPU. "tiny" only shows that the program runs (also on cuda-emulated).
+ */
+import { execFileSync } from 'node:child_process'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import Table from 'cli-table3'
+import { Device, Tensor } from '../../lib/tensor/index.js'
+import { median, report } from '../trial.js'
+
+const PEER = join(resolve(dirname(fileURLToPath(import.meta.url)), '../../..'), 'bench/peers/torch_cuda.py')
+
+const { values: options } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'cuda' },
+    peers: { type: 'string' },
+    shapes: { type: 'string', default: 'full' },
+  },
+})
+const tiny = options.shapes === 'tiny'
+const device = await Device.open(options.device)
+const { ops } = device
+
+/** Median seconds of one of `count` calls queued together; `queue` gets a number, so that it can take cold weights. */
+async function seconds(queue: (i: number) => void, count = tiny ? 1 : 20): Promise<number> {
+  const times: number[] = []
+  for (let repeat = 0; repeat < (tiny ? 1 : 9); repeat++) {
+    queue(0)
+    await device.settled()
+    const start = performance.now()
+    for (let i = 0; i < count; i++) queue(i)
+    await device.settled()
+    times.push((performance.now() - start) / count / 1000)
+  }
+  return median(times)
+}
+
+function normal(...shape: number[]): Tensor {
+  const wide = Tensor.empty(device, shape)
+  ops.random_normal(wide, 1, shape.length, 0, 1)
+  const tensor = Tensor.empty(device, shape, 'bfloat16')
+  ops.copy(tensor, wide)
+  wide.dispose()
+  return tensor
+}
+
+function nf4(n: number, k: number): Tensor {
+  const w = normal(n, k)
+  const q = Tensor.emptyQuantized(device, [n, k], { type: 'nf4', blockSize: 64, doubleQuant: true })
+  ops.quantize(q, w)
+  w.dispose()
+  return q
+}
+
+type Request = readonly [string, ...number[]]
+type Answer = number | [number, number]
+
+/** The peer's seconds; all of one group in one process, which has the GPU to itself while it runs. */
+function peer(requests: readonly Request[]): (Answer | undefined)[] {
+  if (!options.peers) return requests.map(() => undefined)
+  const output = execFileSync(options.peers, [PEER, JSON.stringify(requests)], { encoding: 'utf8' })
+  return JSON.parse(output.trim().split('\n').pop()!)
+}
+
+const figures: Record<string, number> = {}
+const table = new Table({ head: ['what', 'ours', 'peer or limit', 'ratio', 'required'], style: { head: [], border: [] } })
+
+function row(what: string, unit: string, own: number, other: number | undefined, required: string): void {
+  figures[`${what} ${unit}`] = own
+  if (other) figures[`${what} ratio`] = own / other
+  const text = (value: number) => `${value.toPrecision(4)} ${unit}`
+  table.push([what, text(own), other ? text(other) : '', other ? (own / other).toFixed(3) : '', required])
+}
+
+const teraflops = (m: number, n: number, k: number, time: number) => (2 * m * n * k) / time / 1e12
+const first = (answer: Answer | undefined) => (Array.isArray(answer) ? answer[0] : answer)
+
+async function denseProducts(): Promise<void> {
+  const sizes = tiny ? [128] : [4096, 8192]
+  const others = peer(sizes.map((n) => ['product', n, n, n] as const))
+  for (const [i, n] of sizes.entries()) {
+    const [x, w, y] = [normal(n, n), normal(n, n), normal(n, n)]
+    const time = await seconds(() => ops.matmul(y, x, w, 0, 1, 1, 0))
+    const other = first(others[i])
+    row(
+      `bfloat16 product ${n}³`,
+      'TFLOP/s',
+      teraflops(n, n, n, time),
+      other && teraflops(n, n, n, other),
+      '>= 0.85 on sm_90a, 0.70 else',
+    )
+    for (const tensor of [x, w, y]) tensor.dispose()
+  }
+}
+
+async function quantizedProducts(): Promise<void> {
+  const shapes = tiny
+    ? [[128, 128]]
+    : [
+        [4096, 4096],
+        [14336, 4096],
+        [4096, 14336],
+      ]
+  for (const m of tiny ? [96] : [2048, 8192]) {
+    for (const [n, k] of shapes as [number, number][]) {
+      const [x, dy, y, dx, w] = [normal(m, k), normal(m, n), normal(m, n), normal(m, k), normal(n, k)]
+      const [q, a, b] = [nf4(n, k), normal(16, k), normal(n, 16)]
+      const h = Tensor.empty(device, [m, 16])
+      const none = [null, null] as const
+      const forward = (weight: Tensor) => seconds(() => ops.linear(y, null, x, weight, ...none, null, null, 0, 1))
+      const backward = (weight: Tensor) =>
+        seconds(() => ops.linear_backward(dx, null, null, null, null, null, dy, x, weight, null, null, null, null, 0, 1, 0))
+      const name = `${m} x ${k} to ${n}`
+      const dense = [await forward(w), await backward(w)] as const
+      row(
+        `NF4 forward ${name}`,
+        'TFLOP/s',
+        teraflops(m, n, k, await forward(q)),
+        teraflops(m, n, k, dense[0]),
+        '>= 0.80 of dense',
+      )
+      row(
+        `NF4 backward ${name}`,
+        'TFLOP/s',
+        teraflops(m, n, k, await backward(q)),
+        teraflops(m, n, k, dense[1]),
+        '>= 0.80 of dense',
+      )
+      const adapted = await seconds(() => ops.linear(y, h, x, q, ...none, a, b, 0, 1))
+      row(`NF4 forward with LoRA 16 ${name}`, 'TFLOP/s', teraflops(m, n, k, adapted), teraflops(m, n, k, dense[0]), '')
+      for (const tensor of [x, dy, y, dx, w, q, a, b, h]) tensor.dispose()
+    }
+  }
+}
+
+/** Weights that together are far larger than the second-level cache, taken in turn: each is read from memory. */
+async function oneRow(): Promise<void> {
+  const bytes = tiny ? 1 << 16 : 1 << 30
+  const [copied] = peer([['copy', bytes]])
+  const limit = copied && (2 * bytes) / first(copied)! / 1e9
+  for (const [n, k] of (tiny
+    ? [[64, 128]]
+    : [
+        [4096, 4096],
+        [14336, 4096],
+        [4096, 14336],
+      ]) as [number, number][]) {
+    const count = tiny ? 2 : 24
+    for (const m of [1, 10]) {
+      const [x, y] = [normal(m, k), normal(m, n)]
+      const packed = Array.from({ length: count }, () => nf4(n, k))
+      const time = await seconds((i) => ops.linear(y, null, x, packed[i % count]!, null, null, null, null, 0, 1), 2 * count)
+      row(`NF4 product of ${m}, ${k} to ${n}`, 'GB/s', (n * k * (0.5 + 1 / 64)) / time / 1e9, limit, m === 1 ? '>= 0.75' : '')
+      for (const tensor of [x, y, ...packed]) tensor.dispose()
+    }
+  }
+}
+
+async function attention(): Promise<void> {
+  const [heads, headsKv, d] = tiny ? [2, 1, 64] : [32, 8, 128]
+  const lengths = tiny ? [64] : [2048, 4096, 8192]
+  const others = peer(lengths.map((n) => ['attention', n, heads, headsKv, d] as const))
+  for (const [i, n] of lengths.entries()) {
+    const [q, k, v, o, dO, dq] = [heads, headsKv, headsKv, heads, heads, heads].map((h) => normal(n, h, d)) as Tensor[]
+    const [dk, dv] = [Tensor.empty(device, [n, headsKv, d]), Tensor.empty(device, [n, headsKv, d])]
+    const lse = Tensor.empty(device, [n, heads])
+    const end = Tensor.from(device, new Int32Array(n).fill(n), [n], 'int32')
+    const plan = Tensor.empty(device, [device.attentionPlanSize(n, n)], 'int32')
+    ops.attention_plan(plan, null, end, n)
+    const scale = d ** -0.5
+    const forward = await seconds(() => ops.attention(o!, lse, q!, k!, v!, null, end, plan, scale))
+    const backward = await seconds(() => ops.attention_backward(dq!, dk, dv, dO!, o!, lse, q!, k!, v!, null, end, plan, scale))
+    // Causal: half of the pairs; forward two products, backward five.
+    const flops = (products: number, time: number) => (products * n * n * heads * d) / time / 1e12
+    const other = others[i] as [number, number] | undefined
+    row(`attention forward ${n}`, 'TFLOP/s', flops(2, forward), other && flops(2, other[0]), '>= 0.60')
+    row(`attention backward ${n}`, 'TFLOP/s', flops(5, backward), other && flops(5, other[1]), '>= 0.60')
+    for (const tensor of [q, k, v, o, dO, dq, dk, dv, lse, end, plan]) tensor!.dispose()
+  }
+}
+
+await denseProducts()
+await quantizedProducts()
+await oneRow()
+await attention()
+process.stderr.write(`${table.toString()}\n`)
+report({ name: 'cuda', figures, setting: { device: device.name, variant: device.variant, shapes: options.shapes } })
