@@ -32,9 +32,10 @@ struct Panel<float> {
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 
 #if defined(QT_PAIRS)
-// A step over a pair of k is 2 loads, 12 broadcasts and 24 vdpbf16ps that do not wait for one another, in 26 registers: 1,536 flop.
-// Where one vdpbf16ps starts every cycle (Zen 4) the rest fits beside them: 64 flop a cycle, 225 GFLOP/s a core at 3.5 GHz, twice
-// float32. Intel's cores start one every other cycle: there the tile runs at 87 GFLOP/s of 87 (2.7 GHz), half of its float32.
+// A step over a pair of k is 2 loads, 12 broadcasts and 24 vdpbf16ps that do not wait for one another, in 26 registers: 1,536
+// flop. Where one vdpbf16ps starts every cycle (Zen 4) the rest fits beside them: 64 flop a cycle, 225 GFLOP/s a core at 3.5
+// GHz, twice float32. Intel's cores start one every other cycle: there the tile runs at 87 GFLOP/s of 87 (2.7 GHz), half of its
+// float32.
 template <>
 struct Panel<Pair> {
   using Register = Pairs;

@@ -1,5 +1,5 @@
-// What the test build -DQUANTUNE_SIMDE=ON (CMakeLists.txt) finds before the compiler's own immintrin.h: the AVX-512 variants are made
-// of SIMDe's functions, which use the instructions that the compiler was given and do without the others.
+// What the test build -DQUANTUNE_SIMDE=ON (CMakeLists.txt) finds before the compiler's own immintrin.h: the AVX-512 variants
+// are made of SIMDe's functions, which use the instructions that the compiler was given and do without the others.
 #if defined(QT_INSIDE_SIMDE)
 #include_next <immintrin.h>
 #elif !defined(QT_SIMDE_IMMINTRIN)
