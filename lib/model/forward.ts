@@ -1,5 +1,6 @@
 import { backward, sum, Tape, withTape } from '../autograd/index.js'
 import type { BatchData } from '../data/batch-data.js'
+import { neededRows } from '../data/needed-rows.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import type { CausalLM } from '../models/index.js'
 import { attendSegments } from '../nn/index.js'
@@ -154,10 +155,11 @@ function compute(
   { gradientCheckpointing = false, dropoutRng = null }: ForwardOptions,
 ): { hidden: Tensor; loss: Tensor | null } {
   const upload = (values: Int32Array) => Tensor.from(device, values, [values.length], 'int32')
-  const outputRows = rows.length === batch.inputIds.length ? null : upload(rows)
-  const attend = attendSegments(upload(batch.end), outputRows)
-  const inputIds = upload(batch.inputIds)
-  const positions = upload(batch.positions)
+  const { stream, rows: asked } = neededRows(batch, rows)
+  const outputRows = asked.length === stream.inputIds.length ? null : upload(asked)
+  const attend = attendSegments(upload(stream.end), outputRows)
+  const inputIds = upload(stream.inputIds)
+  const positions = upload(stream.positions)
   const hidden = network.hidden({ inputIds, positions, attend, outputRows, adapter, dropoutRng, gradientCheckpointing })
   const count = batch.targetRows.length
   if (count === 0) return { hidden, loss: null }
