@@ -58,11 +58,12 @@ async function ask(backend: string): Promise<PluginDescription> {
   return JSON.parse(output) as PluginDescription
 }
 
-/** Why the device of that name cannot be used, as far as the probe of its plugin tells; null for other devices. */
-export async function whyRefused(name: string): Promise<string | null> {
+/** Why the device of that name cannot be used, as far as the probe of its plugin tells (asked `again`); null for other devices. */
+export async function whyRefused(name: string, { again = false } = {}): Promise<string | null> {
   const [backend, index = '0'] = name.split(':') as [string, string?]
   const playedDriver = backend === 'cuda-emulated' && process.env.QUANTUNE_EMULATED_DRIVER
   if (backend !== 'cuda' && !playedDriver) return null
+  if (again) probes.delete(backend)
   try {
     const { problem, devices } = await probe(backend)
     if (problem) return problem

@@ -4,8 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { Device, Tensor } from '../../../lib/tensor/index.js'
-
-process.env.QUANTUNE_TEST_DEVICES = '1'
+import { testDevices } from '../../support/devices.js'
 
 const program = (name: string) => new URL(`./programs/${name}.ts`, import.meta.url)
 
@@ -19,7 +18,7 @@ async function run(how: string, device: string): Promise<{ code: number | null; 
   return { code, signal, output }
 }
 
-for (const device of ['cpu', 'cpu-late']) {
+for (const device of testDevices()) {
   const ways: [string, number][] = [['process.exit', 3]]
   if (device === 'cpu') ways.push(['throw', 1], ['unread', 0])
   for (const [how, expected] of ways) {

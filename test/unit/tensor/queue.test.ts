@@ -1,8 +1,7 @@
 import t from 'tap'
 import type { QuantuneError } from '../../../lib/errors.js'
 import { Device, scope, Tensor, withCallSite } from '../../../lib/tensor/index.js'
-
-process.env.QUANTUNE_TEST_DEVICES = '1'
+import { testDevices } from '../../support/devices.js'
 
 async function failureOf(promise: Promise<unknown>): Promise<QuantuneError> {
   return promise.then(
@@ -13,7 +12,7 @@ async function failureOf(promise: Promise<unknown>): Promise<QuantuneError> {
   )
 }
 
-for (const name of ['cpu', 'cpu-late']) {
+for (const name of testDevices()) {
   const device = await Device.open(name)
   const { ops } = device
 

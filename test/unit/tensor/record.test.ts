@@ -1,9 +1,8 @@
 import t from 'tap'
 import { Device, scope, Tensor } from '../../../lib/tensor/index.js'
+import { testDevices } from '../../support/devices.js'
 
-process.env.QUANTUNE_TEST_DEVICES = '1'
-
-for (const name of ['cpu', 'cpu-late']) {
+for (const name of testDevices()) {
   const device = await Device.open(name)
   const { ops } = device
 
