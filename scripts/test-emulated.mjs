@@ -4,13 +4,15 @@
 //   --build FOLDER             instead of build-cuda-emulated[-sanitize|-race]
 //   --sanitize | --race        address and undefined-behaviour sanitizers | the check for data races
 //   --schedule forward|reverse|random   --async eager|lazy|sometimes   --seed N   --late MICROSECONDS   --sm 80|90
+//   --devices N   --memory MEBIBYTES
+//   --primitives               first the device primitives and the planted mistakes
 //   --no-build                 run what is there
 import { execFileSync, spawnSync } from 'node:child_process'
 import { resolve } from 'node:path'
 
 const options = {}
 const files = []
-const flags = new Set(['sanitize', 'race', 'no-build'])
+const flags = new Set(['sanitize', 'race', 'no-build', 'primitives'])
 const args = process.argv.slice(2)
 while (args.length > 0) {
   const word = args.shift()
@@ -30,7 +32,8 @@ if (!options['no-build']) {
   const only = (options.only ?? '').replaceAll(',', ';')
   const define = ['-DQUANTUNE_CUDA_EMULATED=ON', `-DQUANTUNE_CUDA_EMULATION=${kind}`, `-DQUANTUNE_CUDA_ONLY=${only}`]
   run('cmake', ['-S', 'cuda', '-B', folder, ...define, '--log-level=WARNING'])
-  run('cmake', ['--build', folder, '--parallel', '2'])
+  const targets = ['quantune-cuda-emulated', ...(options.primitives ? ['quantune-primitives'] : [])]
+  run('cmake', ['--build', folder, '--parallel', '2', '--target', ...targets])
 }
 
 const env = {
@@ -43,6 +46,7 @@ const env = {
     ...['seed', 'late', 'sm', 'devices', 'memory'].filter((name) => options[name]).map((name) => `${name}:${options[name]}`),
   ].join(),
 }
+if (options.primitives) run(`${folder}/quantune-primitives`, [], { ASAN_OPTIONS: 'detect_leaks=0' })
 if (kind === 'sanitize') {
   // Node is not built with them, so their runtime must be there before it starts.
   env.LD_PRELOAD = execFileSync('c++', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).trim()
