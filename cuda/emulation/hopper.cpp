@@ -181,6 +181,7 @@ void wgmma_wait(int groups) {
   for (; done < products.size() && products[done].group < extras().groups[thread] - groups; done++)
     multiply(products[done], thread);
   products.erase(products.begin(), products.begin() + static_cast<std::ptrdiff_t>(done));
+  sync_warp(0xffffffffu);  // a warp waits as one
 }
 
 }  // namespace quantune::cuda::emulation
