@@ -174,6 +174,30 @@ struct Heap {
   }
 };
 
+// The k best of a row, kept with the worst at the root so that most of a vocabulary fails one comparison.
+struct WorstFirst {
+  Candidate* items;
+  int64_t capacity, size;
+
+  void push(const Candidate& candidate) {
+    int64_t at;
+    if (size < capacity) {
+      at = size++;
+      for (; at > 0 && better(items[(at - 1) / 2], candidate); at = (at - 1) / 2) items[at] = items[(at - 1) / 2];
+    } else {
+      if (!better(candidate, items[0])) return;
+      at = 0;
+      for (int64_t child; (child = 2 * at + 1) < size; at = child) {
+        if (child + 1 < size && better(items[child], items[child + 1])) child++;
+        if (!better(candidate, items[child])) break;
+        items[at] = items[child];
+      }
+    }
+    items[at] = candidate;
+  }
+  bool admits(float logit) const { return size < capacity ? logit == logit : logit > items[0].logit; }
+};
+
 struct Warpers {
   float temperature;
   int64_t top_k;
@@ -245,10 +269,40 @@ int64_t draw_from_all(const float* logits, int64_t n, float temperature, float h
   return 0;
 }
 
+// Calls `put` with the candidates of logits[0 .. n) / temperature that `admits` lets in; most blocks cost one comparison.
+template <class Admits, class Put>
+void scan(const float* logits, int64_t n, float temperature, Admits admits, Put put) {
+  for (int64_t start = 0; start < n; start += 64) {
+    const int64_t end = least(start + 64, n);
+    if (!admits(row_max(logits + start, end - start) / temperature)) continue;
+    for (int64_t i = start; i < end; i++) {
+      const float logit = logits[i] / temperature;
+      if (admits(logit)) put({logit, static_cast<int32_t>(i)});
+    }
+  }
+}
+
+// The candidates that may be among the k best, ties with the last of these included; all where there are fewer than k numbers.
+int64_t list_candidates(const float* logits, int64_t n, const Warpers& warpers, Candidate* items) {
+  int64_t count = 0;
+  if (warpers.top_k > 0 && warpers.top_k < n) {
+    WorstFirst best{items, warpers.top_k, 0};
+    scan(
+        logits, n, warpers.temperature, [&](float x) { return best.admits(x); }, [&](Candidate c) { best.push(c); });
+    const float lowest = items[0].logit;
+    if (best.size == warpers.top_k) {
+      scan(
+          logits, n, warpers.temperature, [&](float x) { return x >= lowest; }, [&](Candidate c) { items[count++] = c; });
+      return count;
+    }
+  }
+  for (; count < n; count++) items[count] = {logits[count] / warpers.temperature, static_cast<int32_t>(count)};
+  return count;
+}
+
 int64_t draw_from_best(const float* logits, int64_t n, const Warpers& warpers, double uniform, Candidate* items) {
-  for (int64_t i = 0; i < n; i++) items[i] = {logits[i] / warpers.temperature, static_cast<int32_t>(i)};
   Candidate* best;
-  const int64_t count = best_candidates(items, n, warpers, &best);
+  const int64_t count = best_candidates(items, list_candidates(logits, n, warpers, items), warpers, &best);
   double total = 0;
   for (int64_t i = 0; i < count; i++) total += ::exp(static_cast<double>(best[-i].logit) - best[0].logit);
   double target = uniform * total;
@@ -294,33 +348,6 @@ qt_status sample(qt_stream* stream, const qt_sample_args* args) {
 }
 
 // ---- beams -----------------------------------------------------------------------------------------------------------
-namespace {
-
-// The k best of a row, kept with the worst at the root so that most of a vocabulary fails one comparison.
-struct WorstFirst {
-  Candidate* items;
-  int64_t capacity, size;
-
-  void push(const Candidate& candidate) {
-    int64_t at;
-    if (size < capacity) {
-      at = size++;
-      for (; at > 0 && better(items[(at - 1) / 2], candidate); at = (at - 1) / 2) items[at] = items[(at - 1) / 2];
-    } else {
-      if (!better(candidate, items[0])) return;
-      at = 0;
-      for (int64_t child; (child = 2 * at + 1) < size; at = child) {
-        if (child + 1 < size && better(items[child], items[child + 1])) child++;
-        if (!better(candidate, items[child])) break;
-        items[at] = items[child];
-      }
-    }
-    items[at] = candidate;
-  }
-  bool admits(float logit) const { return size < capacity ? logit == logit : logit > items[0].logit; }
-};
-
-}  // namespace
 
 qt_status beam_topk(qt_stream* stream, const qt_beam_topk_args* args) {
   const int64_t width = last_of(args->log_probs), rows = rows_of(args->log_probs);
