@@ -19,6 +19,7 @@ constexpr int64_t max_block_rows = 516;
 constexpr int64_t max_block_rows = 192;
 #endif
 
+constexpr int64_t max_block_columns = 2048;
 constexpr int64_t joined_k = 64;  // at most this much of a second product joins a block
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -173,19 +174,30 @@ void compute_tile(const Job& job, int64_t task, const Scratch<Word>& s) {
   if (!job.direct) store_tile(job, row, rows, column, columns, s.tile, stride);
 }
 
-// Cuts C into tiles: whole rows of tiles where there are enough, so that little is packed twice.
+// Cuts C into tiles so that the threads are done soonest. Every tile packs its rows of A and its columns of B for itself, so
+// wide tiles pack A less often and high ones B.
 void cut(Job& job, int workers) {
-  const int64_t columns = ceil_div(job.n, tile_columns);
-  job.row_tiles = ceil_div(job.m, max_block_rows);
-  const int64_t wanted = 2 * workers;
-  job.column_tiles = ceil_div(wanted, job.row_tiles);
-  const int64_t most = columns > 4 ? columns / 4 : 1;
-  if (job.column_tiles > most) job.column_tiles = most;
-  const int64_t at_least = ceil_div(job.n, 2048);
-  if (job.column_tiles < at_least) job.column_tiles = at_least;
-  job.block_columns = round_up(ceil_div(job.n, job.column_tiles), tile_columns);
-  job.column_tiles = ceil_div(job.n, job.block_columns);
-  job.block_rows = ceil_div(job.m, job.row_tiles);
+  // Cycles for each step of k: of the products, and of packing (A is transposed, B is copied or looked up).
+  constexpr double product = 1.0 / (2 * Vec::width), pack_a = 1.4, pack_b = 0.7;
+  const int64_t wanted = workers > 4 ? 2 * workers : workers;  // of many threads some are slower
+  const int64_t fewest_rows = ceil_div(job.m, max_block_rows), fewest_columns = ceil_div(job.n, max_block_columns);
+  double best = 0;
+  for (int64_t r = fewest_rows; r <= fewest_rows + wanted && (r == fewest_rows || job.m / r >= 4 * tile_rows); r++) {
+    for (int64_t tiles = wanted; tiles <= 2 * wanted; tiles += wanted) {
+      const int64_t most = ceil_div(tiles, r), c = most > fewest_columns ? most : fewest_columns;
+      const int64_t rows = ceil_div(job.m, r), columns = round_up(ceil_div(job.n, c), tile_columns);
+      const int64_t count = r * ceil_div(job.n, columns);
+      const double area = static_cast<double>(rows * columns);
+      const double time = static_cast<double>(ceil_div(count, workers)) *
+                          (area * product + static_cast<double>(rows) * pack_a + static_cast<double>(columns) * pack_b);
+      if (best > 0 && time >= best) continue;
+      best = time;
+      job.row_tiles = r;
+      job.column_tiles = count / r;
+      job.block_rows = rows;
+      job.block_columns = columns;
+    }
+  }
 }
 
 template <class Word>

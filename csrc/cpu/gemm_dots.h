@@ -2,6 +2,7 @@
 #pragma once
 #include "gemm.h"
 #include "gemm_pack.h"
+#include "simd/prefetch.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
@@ -41,13 +42,6 @@ template <class T>
 int64_t elements_ahead(const Factor& rows) {
   constexpr int64_t size = sizeof(T);
   return prefetch_distance(rows.outer_stride * size) / size;
-}
-inline void prefetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#else
-  (void)p;
-#endif
 }
 
 template <int Few, class T>

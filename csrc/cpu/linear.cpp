@@ -1,6 +1,8 @@
 // y = x Wᵀ + bias + s (lora_x Aᵀ) Bᵀ and its gradients. The adapter's part is a second product into the same tiles of y.
 #include "linear.h"
 
+#include "lora.h"
+
 namespace quantune::cpu::QT_CPU_VARIANT {
 
 namespace {
@@ -43,8 +45,12 @@ qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lo
     own = result_of(data, w.rank(), false);
     h = &own;
   }
-  const Product down = {lora_x, rows_of(w.lora_a), w.k, 1.0f};
-  if (qt_status status = gemm(stream, m, w.rank(), &down, 1, *h, w.compute)) return status;
+  if (m > small_rows && is_narrow(w.rank()) && lora_x.k_stride == 1) {
+    if (qt_status status = lora_down(stream, lora_x, rows_of(w.lora_a), m, w.rank(), w.k, *h)) return status;
+  } else {
+    const Product down = {lora_x, rows_of(w.lora_a), w.k, 1.0f};
+    if (qt_status status = gemm(stream, m, w.rank(), &down, 1, *h, w.compute)) return status;
+  }
   products[1] = {{h->data, h->dtype, nullptr, w.rank(), 1}, rows_of(w.lora_b), w.rank(), w.lora_scale};
   return gemm(stream, m, w.n, products, 2, y, w.compute);
 }
@@ -94,10 +100,17 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
   const int64_t m = row_count(args->dy);
   const Factor dy = rows_of(args->dy);
   const qt_tensor* lora_x = args->lora_x ? args->lora_x : args->x;
+  const bool narrow = w.lora_a && is_narrow(w.rank());
   float* t = nullptr;  // dy B, not scaled
   if (w.lora_a && (args->dx || args->d_lora_x || args->d_lora_a)) {
     t = stream->scratch_of<float>(m * w.rank());
     if (!t) return out_of_scratch(stream, "linear_backward");
+  }
+  if (narrow) {
+    float* d_a = args->d_lora_a ? static_cast<float*>(args->d_lora_a->data) : nullptr;
+    float* d_b = args->d_lora_b ? static_cast<float*>(args->d_lora_b->data) : nullptr;
+    if (qt_status status = lora_backward(stream, w, {args->dy, lora_x, args->lora_h, t, d_a, d_b})) return status;
+  } else if (t) {
     const Product up = {dy, columns_of(w.lora_b), w.n, 1.0f};
     if (qt_status status = gemm(stream, m, w.rank(), &up, 1, result_of(t, w.rank(), false), w.compute)) return status;
   }
@@ -115,11 +128,11 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
       return status;
   }
   if (args->d_bias) add_column_sums(stream, args->dy, static_cast<float*>(args->d_bias->data), true);
-  if (args->d_lora_a) {
+  if (args->d_lora_a && !narrow) {
     float* out = static_cast<float*>(args->d_lora_a->data);
     if (qt_status status = lora_a_gradient(stream, w, columns_of(lora_x), t, m, out, true)) return status;
   }
-  if (args->d_lora_b) {
+  if (args->d_lora_b && !narrow) {
     Factor h;
     if (args->lora_h) {
       h = columns_of(args->lora_h);
