@@ -50,9 +50,10 @@ qt_status open_resources(CudaStream* stream) {
   if (error == cudaSuccess) error = cudaEventCreateWithFlags(&stream->crossing, cudaEventDisableTiming);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, stream->device);
   if (error == cudaSuccess && pools) {
-    // A pool of its own for each stream: reuse never crosses streams. It keeps what is freed until the core trims.
+    // A pool of its own for each stream: reuse never crosses streams. What is freed is kept for the next request; more than
+    // this goes back to the driver the next time a completion is waited for.
     error = cudaMemPoolCreate(&stream->pool, &pool);
-    uint64_t keep = UINT64_MAX;
+    uint64_t keep = 256 << 20;
     if (error == cudaSuccess) error = cudaMemPoolSetAttribute(stream->pool, cudaMemPoolAttrReleaseThreshold, &keep);
   }
   if (error == cudaSuccess && !(stream->ring.open() && stream->reports.open())) error = cudaErrorMemoryAllocation;
@@ -90,6 +91,13 @@ qt_stream* open(const qt_host* host, int32_t index) {
 const char* refusal() { return last_refusal.c_str(); }
 
 void close(qt_stream* stream) {
+  if (Program* unfinished = self(stream)->capturing) {
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(self(stream)->main, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    self(stream)->capturing = nullptr;
+    delete unfinished;
+  }
   if (self(stream)->main && self(stream)->lost.load() == cudaSuccess) {
     cudaStreamSynchronize(self(stream)->side);
     cudaStreamSynchronize(self(stream)->main);
@@ -182,7 +190,8 @@ qt_status replay(qt_stream* stream, void* handle) {
 void program_release(qt_stream* stream, void* handle) {
   CudaStream* s = self(stream);
   auto* program = static_cast<Program*>(handle);
-  if (s->lost.load() == cudaSuccess) cudaStreamSynchronize(s->main);  // a replay may still be running
+  // A replay may still be running. While another program is being recorded, none has begun since the streams last crossed.
+  if (s->lost.load() == cudaSuccess) s->capturing ? cudaEventSynchronize(s->crossing) : cudaStreamSynchronize(s->main);
   s->reports.passed(s, s->ordinal);
   s->reports.forget(program);
   cudaGraphExecDestroy(program->executable);
