@@ -59,7 +59,15 @@ const tiles = [
   [6, 50, 2240, 4, 'nf4', 0, 'x'],
   [12, 20, 520, 3, 'bfloat16', 0, 'lora_x'],
 ] as const
-for (const [m, n, k, r, type, transposed, lora] of tiles)
+/** What a CPU does with few rows: the weight as it lies in memory, codes in whole and in half registers. */
+const few = [
+  [1, 37, 576, 4, 'nf4', 0, 'x'],
+  [2, 21, 192, 3, 'fp4', 0, 'none'],
+  [3, 18, 192, 2, 'nf4', 0, 'lora_x'],
+  [4, 9, 320, 5, 'nf4', 0, 'x'],
+  [5, 30, 70, 2, 'bfloat16', 0, 'x'],
+] as const
+for (const [m, n, k, r, type, transposed, lora] of [...tiles, ...few])
   cases.push({ ...{ m, n, k, r, type, transposed, lora }, bias: true, dtype: 'bfloat16' })
 
 async function operands({ m, n, k, r, type, transposed, lora, bias, dtype }: Case) {
