@@ -13,30 +13,47 @@ constexpr int kWarp = 32;
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) & (kWarp - 1); }
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-// Every lane gets the sum (maximum, minimum) over groups of `width` neighbouring lanes; all 32 lanes must take part.
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Largest {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return b > a ? b : a;
+  }
+};
+struct Smallest {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return b < a ? b : a;
+  }
+};
+
+// Every lane gets the result over its group of `width` neighbouring lanes; all 32 lanes must take part.
+template <int width, class Op, class T>
+__device__ inline T warp_reduce(T value) {
+#if defined(QT_EMULATED)
+  return emulation::butterfly<width, Op>(value);
+#else
+#pragma unroll
+  for (int step = width / 2; step > 0; step /= 2) value = Op()(value, __shfl_xor_sync(kFullMask, value, step));
+  return value;
+#endif
+}
 template <int width = kWarp, class T>
 __device__ inline T warp_sum(T value) {
-#pragma unroll
-  for (int step = width / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullMask, value, step);
-  return value;
+  return warp_reduce<width, Sum>(value);
 }
 template <int width = kWarp, class T>
 __device__ inline T warp_max(T value) {
-#pragma unroll
-  for (int step = width / 2; step > 0; step /= 2) {
-    T other = __shfl_xor_sync(kFullMask, value, step);
-    value = other > value ? other : value;
-  }
-  return value;
+  return warp_reduce<width, Largest>(value);
 }
 template <int width = kWarp, class T>
 __device__ inline T warp_min(T value) {
-#pragma unroll
-  for (int step = width / 2; step > 0; step /= 2) {
-    T other = __shfl_xor_sync(kFullMask, value, step);
-    value = other < value ? other : value;
-  }
-  return value;
+  return warp_reduce<width, Smallest>(value);
 }
 
 // Every thread gets the sum over the block, whose size is a multiple of 32 (one dimension). Called by all its threads.

@@ -117,6 +117,29 @@ inline unsigned int __reduce_min_sync(unsigned int mask, unsigned int v) {
   return qt_reduce_sync(mask, v, [](unsigned a, unsigned b) { return a < b ? a : b; });
 }
 
+// What log2(width) shuffles among neighbours come to, in one rendezvous of the lanes: op(own, the lane's that is `step` away)
+// for step = width / 2, …, 2, 1.
+namespace quantune::cuda::emulation {
+
+template <int width, class T, class Op>
+void butterfly_combine(unsigned int, void* const* given, void* const* taken, int) {
+  T values[32], next[32];
+  for (int lane = 0; lane < 32; lane++) std::memcpy(static_cast<void*>(&values[lane]), given[lane], sizeof(T));
+  for (int step = width / 2; step > 0; step /= 2) {
+    for (int lane = 0; lane < 32; lane++) next[lane] = Op()(values[lane], values[lane ^ step]);
+    std::memcpy(static_cast<void*>(values), next, sizeof(values));
+  }
+  for (int lane = 0; lane < 32; lane++) std::memcpy(taken[lane], &values[lane], sizeof(T));
+}
+template <int width, class Op, class T>
+T butterfly(T value) {
+  T result;
+  collective(Kind::kReduce, 0xffffffffu, &value, &result, butterfly_combine<width, T, Op>, width);
+  return result;
+}
+
+}  // namespace quantune::cuda::emulation
+
 // ---- atomics ---------------------------------------------------------------------------------------------------------------
 template <class T>
 T atomicCAS(T* address, T expected, T desired) {
