@@ -18,10 +18,15 @@ export class ConfigReader {
     return this.#read(name, 'a number', (value) => typeof value === 'number' && Number.isFinite(value), fallback)
   }
 
-  /** A whole number of at least 1. */
-  size(name: string, fallback?: number): number {
-    const isSize = (value: unknown) => Number.isSafeInteger(value) && (value as number) > 0
-    return this.#read(name, 'a positive integer', isSize, fallback)
+  /** A whole number of at least 1, and no larger than a dimension can be. */
+  size(name: string, fallback?: number, most = 2 ** 31 - 1): number {
+    const isSize = (value: unknown) => Number.isSafeInteger(value) && (value as number) > 0 && (value as number) <= most
+    return this.#read(name, `a positive integer of at most ${most}`, isSize, fallback)
+  }
+
+  /** A number of layers: parameters are planned for each before any file is read, so it must not be absurd. */
+  layers(name: string, fallback?: number): number {
+    return this.size(name, fallback, 10_000)
   }
 
   boolean(name: string, fallback: boolean): boolean {

@@ -62,7 +62,7 @@ function parseConfig(json: Record<string, unknown>): Gpt2Config {
     modelType: config.modelType,
     vocabSize: config.size('vocab_size', 50257),
     hiddenSize,
-    numLayers: config.size('n_layer', 12),
+    numLayers: config.layers('n_layer', 12),
     numHeads,
     numKeyValueHeads: numHeads,
     headDim: hiddenSize / numHeads,

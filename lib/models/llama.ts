@@ -46,7 +46,8 @@ function parseConfig(json: Record<string, unknown>): LlamaConfig {
   if (numHeads % numKeyValueHeads !== 0) {
     throw config.unsupported(`num_attention_heads ${numHeads} over num_key_value_heads ${numKeyValueHeads}`, 'a multiple')
   }
-  const headDim = config.size('head_dim', hiddenSize / numHeads)
+  // Rope's frequencies are computed before any file is read.
+  const headDim = config.size('head_dim', hiddenSize / numHeads, 1 << 16)
   if (headDim % 2 !== 0) throw config.unsupported(`head_dim ${headDim}`, 'even sizes')
   const attentionBias = config.boolean('attention_bias', false)
   const context = config.size('max_position_embeddings', 2048)
@@ -54,7 +55,7 @@ function parseConfig(json: Record<string, unknown>): LlamaConfig {
     modelType,
     vocabSize: config.size('vocab_size'),
     hiddenSize,
-    numLayers: config.size('num_hidden_layers'),
+    numLayers: config.layers('num_hidden_layers'),
     numHeads,
     numKeyValueHeads,
     headDim,
