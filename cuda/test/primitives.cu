@@ -277,6 +277,8 @@ void test_atomics() {
 
 }  // namespace
 
+void test_hopper();
+void test_hopper();
 #if defined(QT_EMULATED)
 void test_planted_mistakes();
 #endif
@@ -288,6 +290,9 @@ int main(int argc, char** argv) {
   static int32_t stop = 0;
   static const qt_host host = {remember, [](qt_stream*, int64_t, const char* text) { environment().refused = text; }, &stop};
   Environment& e = environment();
+#if defined(QT_EMULATED)
+  quantune::cuda::emulation::options().compute = 90;
+#endif
   e.stream = e.backend->open(&host, argc > 1 ? std::atoi(argv[1]) : 0);
   if (!e.stream) {
     std::printf("no device: %s\n", e.backend->refusal());
@@ -300,6 +305,7 @@ int main(int argc, char** argv) {
   test_product_int8();
   test_conversions();
   test_atomics();
+  test_hopper();
 #if defined(QT_EMULATED)
   test_planted_mistakes();
 #endif
