@@ -32,6 +32,7 @@ try {
 
   run(process.execPath, ['train.mjs'], { cwd: consumer })
   run(process.execPath, ['require.cjs'], { cwd: consumer })
+  run('npx', ['--no', 'quantune', 'doctor'], { cwd: consumer })
 
   run('npm', ['install', '--ignore-scripts', '--save-dev', 'typescript@5.9', '@types/node@20'], { cwd: consumer })
   for (const moduleResolution of ['nodenext', 'bundler']) {
