@@ -17,8 +17,10 @@ qt_status run(qt_stream* stream, const qt_attention_backward_args* a, const Atte
   sums.lse = stream->scratch_of<float>(count);
   sums.delta = stream->scratch_of<float>(count);
   if (count > 0 && (!sums.lse || !sums.delta)) return stream->out_of_scratch();
-  const qt_status status = launch(attention_row_sums<T>, dim3(sums.pitch / 8, s.heads), 256, 0, stream, sums, x, s, plan,
-                                  attention_checks(stream, a->rows));
+  auto aligned = [](const qt_tensor* tensor) { return reinterpret_cast<uintptr_t>(tensor->data) % (4 * sizeof(T)) == 0; };
+  const bool whole = s.size % 4 == 0 && aligned(a->d_o) && aligned(a->o);
+  const qt_status status = launch(whole ? attention_row_sums<T, 4> : attention_row_sums<T, 1>, dim3(sums.pitch / 8, s.heads),
+                                  256, 0, stream, sums, x, s, plan, attention_checks(stream, a->rows));
   if (status != QT_OK) return status;
   if constexpr (std::is_same<T, bf16>::value) {
     bool whole = true, served = false;

@@ -30,22 +30,25 @@ struct BackwardOperands {
   const float* lse;
 };
 
-// One warp a (query, head). Reads dO and O once: 4 bytes of bfloat16 for each multiplication, bound by memory.
-template <class T>
+// One warp a (query, head), N neighbours a lane. Reads dO and O once: 4 bytes of bfloat16 for each multiplication, bound by
+// memory.
+template <class T, int N>
 __global__ void __launch_bounds__(256)
     attention_row_sums(RowSums to, BackwardOperands<T> x, AttentionShape s, AttentionPlan plan, AttentionChecks checks) {
-  const int query = static_cast<int>(blockIdx.x) * 8 + warp_index(), head = static_cast<int>(blockIdx.y), lane = lane_index();
-  const int first = static_cast<int>(blockIdx.x) * 8;
+  const int first = static_cast<int>(blockIdx.x) * 8, query = first + warp_index(), head = static_cast<int>(blockIdx.y);
   check_call(plan, checks, first, head == 0 ? 8 : 0);
   float sum = 0, lse = 0;
   if (query < s.queries) {
     const int64_t at = static_cast<int64_t>(query) * s.heads + head;
-    for (int d = lane; d < s.size; d += kWarp)
-      sum = fmaf(to_float(x.d_o[at * s.size + d]), to_float(x.o[at * s.size + d]), sum);
+    for (int d = N * lane_index(); d < s.size; d += N * kWarp) {
+      const Pack<T, N> a = load_pack<N>(x.d_o + at * s.size + d), b = load_pack<N>(x.o + at * s.size + d);
+#pragma unroll
+      for (int i = 0; i < N; i++) sum = fmaf(to_float(a[i]), to_float(b[i]), sum);
+    }
     lse = x.lse[at];
   }
   sum = warp_sum(sum);
-  if (lane == 0) {
+  if (lane_index() == 0) {
     const int64_t at = static_cast<int64_t>(head) * to.pitch + query;
     to.lse[at] = lse == -INFINITY ? 0 : lse * kLog2E;
     to.delta[at] = sum;

@@ -147,10 +147,10 @@ qt_status run(qt_stream* stream, const qt_attention_decode_args* a, const Shape&
   qt_status status = QT_OK;
   bool done = false;
   if constexpr (std::is_same<T, bf16>::value && std::is_same<C, bf16>::value) {
-    done = s.group <= 64;
+    bool whole = true;
     for (const qt_tensor* tensor : {a->q, a->k_cache, a->v_cache, a->k_steps, a->v_steps})
-      done = done && mma::copies_whole(tensor);
-    if (done) status = run_mma(stream, x, s, tables, partials);
+      whole = whole && mma::copies_whole(tensor);
+    if (whole) status = run_mma(stream, x, s, tables, partials, done);
   }
   if (!done) status = run_simt(stream, x, s, tables, partials);
   if (status != QT_OK) return status;

@@ -13,6 +13,7 @@ struct MmaTiles {
   bf16 *q, *k, *v, *p;
   float *highest, *total;  // [warps, rows]
   int32_t* rows;           // of the cache
+  uint64_t* agreeing;      // [warps]
   __host__ __device__ explicit MmaTiles(SharedCarver& carve) {
     q = carve.array<bf16>(16 * strips * mma::kPitch<D>, 128);
     k = carve.array<bf16>(kRun * mma::kPitch<D>, 128);
@@ -21,6 +22,7 @@ struct MmaTiles {
     highest = carve.array<float>(kThreads / kWarp * 16 * strips);
     total = carve.array<float>(kThreads / kWarp * 16 * strips);
     rows = carve.array<int32_t>(kRun);
+    agreeing = carve.array<uint64_t>(kThreads / kWarp);
   }
 };
 
@@ -35,6 +37,26 @@ __device__ void copy_rows(bf16* to, const bf16* from, const int32_t* rows, int k
     copy_async_16(to + row * mma::kPitch<D> + column,
                   valid ? from + static_cast<int64_t>(rows[row]) * kv_heads * size + column : from, valid);
   }
+}
+
+// How many sequences from `first` on, at most `most` <= 64, have their run in the same places. Every thread of the block calls
+// it; the tables of all candidates are read side by side, bit n of a thread's word says what it knows of sequence first + n.
+template <class Agrees>
+__device__ int agreeing(const Agrees& agrees, int first, int most, int batch, uint64_t* words) {
+  const int candidates = batch - first < most ? batch - first : most;
+  uint64_t known = 1;
+#pragma unroll 4
+  for (int n = 1; n < candidates; n++) known |= static_cast<uint64_t>(agrees(first + n)) << n;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    known &= static_cast<uint64_t>(__shfl_xor_sync(kFullMask, static_cast<unsigned long long>(known), step));
+  }
+  if (lane_index() == 0) words[warp_index()] = known;
+  __syncthreads();
+  for (int warp = 0; warp < kThreads / kWarp; warp++) known &= words[warp];
+  int count = 1;
+  while (count < candidates && (known >> count & 1)) count++;
+  return count;
 }
 
 // One block a (run, key head, sequence): the run's keys and values are copied whole, all copies under way at once, and serve
@@ -53,14 +75,12 @@ __global__ void __launch_bounds__(kThreads) decode_mma(Operands<bf16, bf16> x, S
   run.check(tables, first);
   if (run.count == 0) return;
   const int most = kRows / s.group, row = thread < kRun ? run.row(s, tables, first, thread) : -1;
-  auto same = [&](int sequence) {
+  auto agrees = [&](int sequence) {  // as far as this thread's token goes
     const Run other(s, tables, sequence, index);
-    const bool agrees = other.count == run.count && (thread >= kRun || other.row(s, tables, sequence, thread) == row);
-    return __syncthreads_and(agrees) != 0;
+    return other.count == run.count && (thread >= kRun || other.row(s, tables, sequence, thread) == row);
   };
-  if (first % most != 0 && same(first - 1)) return;
-  int sequences = 1;
-  while (first + sequences < s.batch && (first + sequences) % most != 0 && same(first + sequences)) sequences++;
+  if (first % most != 0 && __syncthreads_and(agrees(first - 1))) return;
+  const int sequences = agreeing(agrees, first, most - first % most, s.batch, tiles.agreeing);
   if (thread < kRun) tiles.rows[thread] = row;
   __syncthreads();
 
@@ -167,20 +187,24 @@ __global__ void __launch_bounds__(kThreads) decode_mma(Operands<bf16, bf16> x, S
   }
 }
 
-// As many strips of 16 rows as the batch fills, so that beams share their loads.
+// As many strips of 16 rows as the batch fills, so that beams share their loads, and as this GPU's shared memory takes. Sets
+// `served` to false where that is too little for one group.
 inline qt_status run_mma(qt_stream* stream, const Operands<bf16, bf16>& x, const Shape& s, const Tables& tables,
-                         const Partials& partials) {
+                         const Partials& partials, bool& served) {
   return mma::with_head_size(s.size, [&](auto head_size) {
     constexpr int D = decltype(head_size)::value;
-    const dim3 grid(s.runs(), s.kv_heads, s.batch);
+    const int64_t rows = static_cast<int64_t>(s.batch) * s.group;
     auto start = [&](auto strips) {
       constexpr int S = decltype(strips)::value;
-      return launch(decode_mma<D, S>, grid, kThreads, shared_bytes<MmaTiles<D, S>>(), stream, x, s, tables, partials);
+      served = s.group <= 16 * S;
+      if (!served) return QT_OK;
+      return launch(decode_mma<D, S>, dim3(s.runs(), s.kv_heads, s.batch), kThreads, shared_bytes<MmaTiles<D, S>>(), stream, x,
+                    s, tables, partials);
     };
-    const int64_t rows = static_cast<int64_t>(s.batch) * s.group;
-    if (rows <= 16) return start(std::integral_constant<int, 1>{});
-    if (rows <= 32) return start(std::integral_constant<int, 2>{});
-    return start(std::integral_constant<int, 4>{});
+    auto fits = [&](size_t bytes) { return static_cast<int64_t>(bytes) <= stream->shared_limit; };
+    if (rows > 32 && fits(shared_bytes<MmaTiles<D, 4>>())) return start(std::integral_constant<int, 4>{});
+    if (rows > 16) return start(std::integral_constant<int, 2>{});
+    return start(std::integral_constant<int, 1>{});
   });
 }
 

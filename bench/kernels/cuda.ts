@@ -184,9 +184,36 @@ async function attention(): Promise<void> {
   }
 }
 
+/** One step of one sequence whose prompt lies in blocks of one token: bytes of keys and values read. */
+async function decodeAttention(): Promise<void> {
+  const [heads, headsKv, d] = tiny ? [2, 1, 64] : [32, 8, 128]
+  for (const n of tiny ? [64] : [2048, 8192, 32768]) {
+    const bytes = 2 * n * headsKv * d * 2
+    const caches = Array.from({ length: tiny ? 1 : Math.ceil(2e8 / bytes) }, () => [
+      normal(n, 1, headsKv, d),
+      normal(n, 1, headsKv, d),
+    ])
+    const [q, o, steps] = [normal(1, heads, d), normal(1, heads, d), normal(1, 1, headsKv, d)]
+    const int32 = (values: Int32Array, ...shape: number[]) => Tensor.from(device, values, shape, 'int32')
+    const table = int32(
+      Int32Array.from({ length: n }, (_, i) => i),
+      1,
+      n,
+    )
+    const [lengths, ancestors, count] = [int32(Int32Array.of(n), 1), int32(Int32Array.of(0), 1, 1), int32(Int32Array.of(0), 1)]
+    const time = await seconds((i) => {
+      const [k, v] = caches[i % caches.length]! // none is still in the GPU's own cache
+      ops.attention_decode(o, q, k!, v!, table, lengths, steps, steps, ancestors, count, d ** -0.5)
+    })
+    row(`attention of one decoding step, ${n} tokens`, 'GB/s', bytes / time / 1e9, undefined, '')
+    for (const tensor of [...caches.flat(), q, o, steps, table, lengths, ancestors, count]) tensor.dispose()
+  }
+}
+
 await denseProducts()
 await quantizedProducts()
 await oneRow()
 await attention()
+await decodeAttention()
 process.stderr.write(`${table.toString()}\n`)
 report({ name: 'cuda', figures, setting: { device: device.name, variant: device.variant, shapes: options.shapes } })
