@@ -75,7 +75,8 @@ class BeamLoop {
         for (const { lane } of stepped) moves.set(lane, this.#advance(lane, best[lane]!))
         this.#finish(moves)
       }
-      while (lanes.isDue) await this.#admit(moves)
+      // A search may be done with its first move: then its lane is free again.
+      while (lanes.isDue && (await this.#admit(moves)));
       if (lanes.live.length === 0) return
       const rows = lanes.shrink()
       if (rows) this.#shrink(rows, moves)
@@ -100,8 +101,8 @@ class BeamLoop {
     this.#beams.choose(logits, scores)
   }
 
-  /** Lets prompts in, and makes their first moves. */
-  async #admit(moves: Map<number, BeamMove>): Promise<void> {
+  /** Lets prompts in, and makes their first moves; @returns whether there was room for any. */
+  async #admit(moves: Map<number, BeamMove>): Promise<boolean> {
     const lanes = this.#lanes
     const { device } = this.#input
     const passes: { begun: readonly number[]; beams: BeamTensors }[] = []
@@ -128,6 +129,7 @@ class BeamLoop {
       for (const { beams } of passes) beams.dispose()
     }
     this.#finish(moves)
+    return passes.length > 0
   }
 
   #advance(lane: number, best: BeamCandidates): BeamMove {

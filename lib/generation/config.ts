@@ -51,7 +51,7 @@ export interface GenerationConfig {
   maxBatchSize?: number
   /**
    * Tokens of which keys and values are held at most: of prompts, a shared beginning once, and of as many new tokens as may come. A prompt
-   * that needs more by itself is decoded alone. Default: what fits into 512 MiB.
+   * that needs more by itself is decoded alone. Default: what fits into 768 MiB.
    */
   maxCacheTokens?: number
   /** Aborts between two tokens; the call rejects with `signal.reason`. */

@@ -39,7 +39,7 @@ export interface Call {
 }
 
 /** Keys and values that are held at once, unless `maxCacheTokens` says otherwise. */
-const CACHE_BYTES = 512 * 2 ** 20
+const CACHE_BYTES = 768 * 2 ** 20
 
 /** What a prompt must fit into. */
 export function limitsOf({ network: { shape }, adapter }: Pick<Call, 'network' | 'adapter'>): Limits {
