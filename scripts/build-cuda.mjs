@@ -1,5 +1,6 @@
 // Builds the CUDA plugin into build-cuda/: real code for sm_80, sm_86, sm_89 and sm_90a, PTX for what comes later; then checks what
-// must hold for it to run with nothing but a driver. usage: npm run build:cuda [-- --arch 80,90a] [--jobs N]
+// must hold for it to run with nothing but a driver.
+// usage: npm run build:cuda [-- --arch 80,90a] [--only norm,elementwise] [--jobs N]
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, statSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -7,7 +8,7 @@ import { parseArgs } from 'node:util'
 
 const MOST_MEGABYTES = 25
 const LIBRARY = 'build-cuda/quantune-cuda.so'
-const { values } = parseArgs({ options: { arch: { type: 'string' }, jobs: { type: 'string' } } })
+const { values } = parseArgs({ options: { arch: { type: 'string' }, only: { type: 'string' }, jobs: { type: 'string' } } })
 
 const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
 const nvcc = [process.env.CUDACXX, 'nvcc', '/usr/local/cuda/bin/nvcc'].find((path) => path && has(path))
@@ -23,7 +24,15 @@ const run = (command, args) => {
 }
 const real = (values.arch ?? '80,86,89,90a').split(',').map((name) => `${name}-real`)
 const architectures = [...real, ...(values.arch ? [] : ['90-virtual'])].join(';')
-run('cmake', ['-S', 'cuda', '-B', 'build-cuda/cmake', `-DCMAKE_CUDA_ARCHITECTURES=${architectures}`, '--log-level=WARNING'])
+run('cmake', [
+  '-S',
+  'cuda',
+  '-B',
+  'build-cuda/cmake',
+  `-DCMAKE_CUDA_ARCHITECTURES=${architectures}`,
+  `-DQUANTUNE_CUDA_ONLY=${(values.only ?? '').replaceAll(',', ';')}`,
+  '--log-level=WARNING',
+])
 run('cmake', [
   '--build',
   'build-cuda/cmake',

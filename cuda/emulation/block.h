@@ -117,7 +117,6 @@ void report_error(const char* text);
 void race_begin_block(Block& block);
 void race_join(Fiber* const* fibers, size_t count);
 void race_access(Fiber* fiber, const void* address, size_t bytes, bool writes, const void* place);
-void race_forget(const void* address, size_t bytes);
 using RaceClock = std::vector<uint32_t>;
 void race_release(Fiber* fiber, RaceClock* object);
 void race_acquire(Fiber* fiber, const RaceClock& object);
@@ -125,7 +124,6 @@ void race_acquire(Fiber* fiber, const RaceClock& object);
 inline void race_begin_block(Block&) {}
 inline void race_join(Fiber* const*, size_t) {}
 inline void race_access(Fiber*, const void*, size_t, bool, const void*) {}
-inline void race_forget(const void*, size_t) {}
 struct RaceClock {};
 inline void race_release(Fiber*, RaceClock*) {}
 inline void race_acquire(Fiber*, const RaceClock&) {}

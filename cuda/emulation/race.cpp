@@ -6,6 +6,7 @@
 // seen.
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <unordered_map>
 
@@ -26,16 +27,34 @@ struct Access {
   const void* place;
 };
 struct Word {
-  uint64_t grid = 0;
+  uint64_t era = 0;  // what is known is of this block (shared memory) or grid (global memory)
   std::vector<Access> accesses;
+};
+
+constexpr size_t kPageWords = 512, kMostPages = 8192;
+struct Page {
+  Word words[kPageWords];
 };
 
 // Clocks of the block that runs; words of global memory outlive blocks (another block of the same grid is never ordered).
 struct Clocks {
   std::vector<RaceClock> of;  // [thread][thread]
-  std::unordered_map<uint64_t, Word> shared, global;
-  uint64_t grid = 0;
-  bool told = false;
+  std::vector<Word> shared = std::vector<Word>((kDynamicShared + kStaticShared + 2048) / 8 + 1);
+  std::unordered_map<uint64_t, std::unique_ptr<Page>> global;
+  uint64_t last_page = 0, blocks = 0, grid = 0;
+  Page* last = nullptr;
+
+  Word& global_word(uint64_t word) {
+    uint64_t page = word / kPageWords;
+    if (!last || page != last_page) {
+      if (global.size() > kMostPages) global.clear(), last = nullptr;
+      auto& found = global[page];
+      if (!found) found.reset(new Page);
+      last = found.get();
+      last_page = page;
+    }
+    return last->words[word % kPageWords];
+  }
 };
 Clocks& clocks() {
   static thread_local Clocks instance;
@@ -58,9 +77,17 @@ void tell(const Block& block, const Access& before, const Access& now, const voi
 
 // Compares with what is known about one word, and remembers. False: a race.
 bool touch(Clocks& c, Word& word, const Access& now, const void* address, Block& block, bool in_shared) {
-  if (word.grid != c.grid) {
-    word.grid = c.grid;
+  const uint64_t era = in_shared ? c.blocks : c.grid;
+  if (word.era != era) {
+    word.era = era;
     word.accesses.clear();
+  }
+  if (!word.accesses.empty()) {  // the same again
+    const Access& last = word.accesses.back();
+    if (last.thread == now.thread && last.tick == now.tick && last.block == now.block && last.bytes == now.bytes &&
+        (last.writes || !now.writes)) {
+      return true;
+    }
   }
   const RaceClock& mine = c.of[now.thread];
   size_t kept = 0, other_blocks = 0;
@@ -89,9 +116,8 @@ bool touch(Clocks& c, Word& word, const Access& now, const void* address, Block&
 
 void race_begin_block(Block& block) {
   Clocks& c = clocks();
-  if (c.grid != block.grid_serial) c.global.clear();
   c.grid = block.grid_serial;
-  c.shared.clear();
+  c.blocks++;
   c.of.resize(block.threads);
   for (unsigned int i = 0; i < block.threads; i++) {
     c.of[i].assign(block.threads, 0);
@@ -139,15 +165,13 @@ void race_access(Fiber* fiber, const void* address, size_t bytes, bool writes, c
     unsigned int from = word * 8 < begin ? static_cast<unsigned int>(begin - word * 8) : 0;
     unsigned int to = word * 8 + 8 > end ? static_cast<unsigned int>(end - word * 8) : 8;
     now.bytes = static_cast<uint8_t>((0xffu >> (8 - (to - from))) << from);
-    if (!touch(c, (in_shared ? c.shared : c.global)[word], now, address, block, in_shared)) {
-      block.failed = true;  // found out by the scheduler when this thread next waits or ends
+    Word& known = in_shared ? c.shared[word - reinterpret_cast<uint64_t>(block.shared) / 8] : c.global_word(word);
+    if (!touch(c, known, now, address, block, in_shared)) {
+      block.failed = true;  // noticed by the scheduler when this thread next waits or ends
       return;
     }
   }
 }
-
-// Device memory that was given back and taken again, or written by a copy.
-void race_forget(const void*, size_t) {}
 
 }  // namespace quantune::cuda::emulation
 

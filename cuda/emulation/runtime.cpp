@@ -140,7 +140,6 @@ struct Heap {
       __asan_poison_memory_region(base + at, kZone);
       __asan_poison_memory_region(data + asked, bytes - kZone - asked);
 #endif
-      race_forget(data, asked);
       return data;
     }
     return nullptr;
