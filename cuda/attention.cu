@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(simt::kThreads, chunks > 2 ? 1 : 2)
     store_transposed(tiles.p, scores);
 #pragma unroll
     for (int c = 0; c < chunks; c++) {
+      if (c * kTile >= s.size) break;
       for (int i = 0; i < kSide; i++)
         for (float& value : o[c].v[i]) value *= decay[i];
       __syncthreads();
@@ -140,7 +141,9 @@ qt_status run(qt_stream* stream, const qt_attention_args* a, const AttentionShap
   const float scale = static_cast<float>(a->scale);
   const int chunks = ceil_div(s.size, simt::kTile);
   if (chunks <= 1) return launch_simt<T, 1>(stream, x, s, plan, checks, scale);
-  if (chunks == 2) return launch_simt<T, 2>(stream, x, s, plan, checks, scale);
+  if constexpr (std::is_same<T, float>::value) {
+    if (chunks == 2) return launch_simt<T, 2>(stream, x, s, plan, checks, scale);
+  }
   return launch_simt<T, 4>(stream, x, s, plan, checks, scale);
 }
 

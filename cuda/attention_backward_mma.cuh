@@ -254,27 +254,43 @@ struct Backward {
     return blocks * static_cast<int64_t>(shared_bytes<BackwardTiles<Form>>() + 1024) <= stream->shared_limit + 1024;
   }
 
-  // The queries' gradients by 32 rows a warp where two such blocks fit, else by 16; false where this GPU has too little shared
-  // memory for any form (a head size above 128 on a GPU below 164 KB).
+  template <class Form, class... Others>
+  qt_status run_first_that_fits() const {
+    if constexpr (sizeof...(Others) > 0) {
+      if (!fits<Form>()) return run_first_that_fits<Others...>();
+    }
+    return run<Form>();
+  }
+
+  // The forms of each head size: 32 rows a warp for dQ, but 16 where a head of 128 leaves room for one block alone (sm_80), and
+  // small ones for GPUs with 99 KB a block (sm_86, sm_89). False where this GPU has too little even for these (a head size
+  // above 128 on such a GPU).
   template <int D>
   qt_status run(bool& served) const {
     served = true;
-    if constexpr (D <= 128) {
-      using Wide = BackwardForm<Gradient::kQ, D, 4, 2, D <= 64 ? 64 : 32, 2>;
-      using Tall = BackwardForm<Gradient::kQ, D, 8, 1, 64, 2>;
-      using TallKV = BackwardForm<Gradient::kKV, D, 8, 1, 64, 2>;
-      using Small = BackwardForm<Gradient::kQ, D, 4, 1, 32, 2>;
-      using SmallKV = BackwardForm<Gradient::kKV, D, 4, 1, 32, 2>;
-      const qt_status status = fits<Wide>(2) ? run<Wide>() : fits<Tall>() ? run<Tall>() : run<Small>();
-      return status != QT_OK ? status : fits<TallKV>() ? run<TallKV>() : run<SmallKV>();
+    qt_status status = QT_OK;
+    if constexpr (D <= 96) {
+      status = run<BackwardForm<Gradient::kQ, D, 4, 2, D <= 64 ? 64 : 32, 2>>();
+    } else if constexpr (D == 128) {
+      using Wide = BackwardForm<Gradient::kQ, D, 4, 2, 32, 2>;
+      status =
+          fits<Wide>(2)
+              ? run<Wide>()
+              : run_first_that_fits<BackwardForm<Gradient::kQ, D, 8, 1, 64, 2>, BackwardForm<Gradient::kQ, D, 4, 1, 32, 2>>();
     } else {
       using Q = BackwardForm<Gradient::kQ, D, 4, 1, 32, 2>;
       served = fits<Q>();
-      qt_status status = served ? run<Q>() : QT_OK;
-      if (served && status == QT_OK) status = run<BackwardForm<Gradient::kK, D, 4, 1, 32, 2>>();
-      if (served && status == QT_OK) status = run<BackwardForm<Gradient::kV, D, 4, 1, 32, 2>>();
-      return status;
+      if (served) status = run<Q>();
     }
+    if (status != QT_OK || !served) return status;
+    using KV = BackwardForm<Gradient::kKV, D, 8, 1, 64, 2>;
+    if constexpr (D <= 80) return run<KV>();
+    if constexpr (D == 96 || D == 128) return run_first_that_fits<KV, BackwardForm<Gradient::kKV, D, 4, 1, 32, 2>>();
+    if constexpr (D > 128) {
+      status = run<BackwardForm<Gradient::kK, D, 4, 1, 32, 2>>();
+      if (status == QT_OK) status = run<BackwardForm<Gradient::kV, D, 4, 1, 32, 2>>();
+    }
+    return status;
   }
 };
 

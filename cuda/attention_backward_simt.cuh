@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(kThreads)
       store_transposed(tiles.ds, ds);
 #pragma unroll
       for (int c = 0; c < chunks; c++) {
+        if (c * kTile >= s.size) break;
         __syncthreads();
         load_tile<false>(tiles.right, keys_are_rows ? q : k, column, c * kTile, s.size);
         if constexpr (keys_are_rows) load_tile<false>(tiles.left, d_o, column, c * kTile, s.size);
@@ -107,7 +108,9 @@ template <class T>
 qt_status backward(qt_stream* stream, const BackwardOperands<T>& x, const RowSums& sums, const AttentionShape& s,
                    const AttentionPlan& plan, float scale) {
   if (s.size <= kTile) return launch_backward<T, 1>(stream, x, sums, s, plan, scale);
-  if (s.size <= 2 * kTile) return launch_backward<T, 2>(stream, x, sums, s, plan, scale);
+  if constexpr (std::is_same<T, float>::value) {
+    if (s.size <= 2 * kTile) return launch_backward<T, 2>(stream, x, sums, s, plan, scale);
+  }
   return launch_backward<T, 4>(stream, x, sums, s, plan, scale);
 }
 

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) decode_simt(Operands<T, C> x, Shape 
   const int heads = s.group - first < kMostHeads ? s.group - first : kMostHeads, head = kv_head * s.group + first;
   const int thread = static_cast<int>(threadIdx.x), lane = lane_index(), warp = warp_index();
   const Run run(s, tables, sequence, index);
-  run.check(tables, sequence);
+  run.check(s, tables, sequence);
   if (run.count == 0) return;
   if (thread < kRun) rows[thread] = run.row(s, tables, sequence, thread);
   for (int i = thread; i < heads * s.size; i += kThreads) {

@@ -62,12 +62,12 @@ struct Run {
     count = left < 0 ? 0 : left < kRun ? left : kRun;
   }
 
-  __device__ void check(const Tables& tables, int sequence) const {
+  __device__ void check(const Shape& s, const Tables& tables, int sequence) const {
     if (length >= 0 && length <= most) return;
     if (prompt)
       tables.bad_length.raise(sequence, length, most);
     else
-      tables.bad_steps.raise(sequence, length, most);
+      tables.bad_steps.raise(s.same_steps ? 0 : sequence, length, most);
   }
 
   // The row of the cache (or of the steps) that holds token i of the run; -1 behind its end and where a table is wrong.

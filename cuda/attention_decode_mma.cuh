@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) decode_mma(Operands<bf16, bf16> x, S
   const int index = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), first = static_cast<int>(blockIdx.z);
   const int thread = static_cast<int>(threadIdx.x), lane = lane_index(), warp = warp_index(), g = lane / 4, t = lane % 4;
   const Run run(s, tables, first, index);
-  run.check(tables, first);
+  run.check(s, tables, first);
   if (run.count == 0) return;
   const int most = kRows / s.group, row = thread < kRun ? run.row(s, tables, first, thread) : -1;
   auto agrees = [&](int sequence) {  // as far as this thread's token goes
@@ -187,13 +187,12 @@ __global__ void __launch_bounds__(kThreads) decode_mma(Operands<bf16, bf16> x, S
   }
 }
 
-// As many strips of 16 rows as the batch fills, so that beams share their loads, and as this GPU's shared memory takes. Sets
-// `served` to false where that is too little for one group.
+// Four strips of 16 rows where the batch fills more than one, so that beams share their loads, and this GPU's shared memory
+// takes them. Sets `served` to false where a group has more rows than that.
 inline qt_status run_mma(qt_stream* stream, const Operands<bf16, bf16>& x, const Shape& s, const Tables& tables,
                          const Partials& partials, bool& served) {
-  return mma::with_head_size(s.size, [&](auto head_size) {
+  auto of_size = [&](auto head_size) {
     constexpr int D = decltype(head_size)::value;
-    const int64_t rows = static_cast<int64_t>(s.batch) * s.group;
     auto start = [&](auto strips) {
       constexpr int S = decltype(strips)::value;
       served = s.group <= 16 * S;
@@ -201,11 +200,16 @@ inline qt_status run_mma(qt_stream* stream, const Operands<bf16, bf16>& x, const
       return launch(decode_mma<D, S>, dim3(s.runs(), s.kv_heads, s.batch), kThreads, shared_bytes<MmaTiles<D, S>>(), stream, x,
                     s, tables, partials);
     };
-    auto fits = [&](size_t bytes) { return static_cast<int64_t>(bytes) <= stream->shared_limit; };
-    if (rows > 32 && fits(shared_bytes<MmaTiles<D, 4>>())) return start(std::integral_constant<int, 4>{});
-    if (rows > 16) return start(std::integral_constant<int, 2>{});
+    const bool many = static_cast<int64_t>(s.batch) * s.group > 16;
+    if (many && static_cast<int64_t>(shared_bytes<MmaTiles<D, 4>>()) <= stream->shared_limit) {
+      return start(std::integral_constant<int, 4>{});
+    }
     return start(std::integral_constant<int, 1>{});
-  });
+  };
+  // Columns behind the head size are not read, so sizes in between lose nothing that matters here.
+  if (s.size <= 64) return of_size(std::integral_constant<int, 64>{});
+  if (s.size <= 128) return of_size(std::integral_constant<int, 128>{});
+  return of_size(std::integral_constant<int, 256>{});
 }
 
 }  // namespace quantune::cuda::decode
