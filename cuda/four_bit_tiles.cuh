@@ -75,8 +75,8 @@ struct FourBitRun {
   static_assert(kCodes == 32 || kCodes == 64, "runs of 16 or 32 bytes");
   static constexpr int kStagedBytes = kSlots * threads * kCodes / 2;
 
-  int64_t first, step_size;  // element of the weight where the run of step 0 starts; how much further that of the next starts
-  int row, run, steps;       // the run is there in the first `steps` steps
+  int64_t first;             // element of the weight where the run of step 0 starts
+  int steps;                 // the run is there in the first `steps` steps
   uint8_t* staged;           // [kSlots][kPieces][threads][16 bytes]
   const float* nested_code;  // in shared memory
   float offset;
@@ -85,19 +85,21 @@ struct FourBitRun {
 
   __device__ void start(uint8_t* staged_codes, const float* nested, const FourBitFactor& f, int64_t outer, int64_t outers,
                         int64_t ks) {
-    row = static_cast<int>(threadIdx.x) / kRunsPerRow;
-    run = static_cast<int>(threadIdx.x) % kRunsPerRow;
     staged = staged_codes + threadIdx.x * 16;
     nested_code = nested;
     offset = f.weight.nested_absmax ? *f.weight.offset : 0.0f;
-    const int64_t column = (across ? outer : 0) + run * kCodes;
-    first = ((across ? 0 : outer) + row) * f.columns + column;
-    step_size = across ? kStepDepth * f.columns : kStepDepth;
-    const bool inside = across ? column < outers : outer + row < outers;
-    steps = inside ? static_cast<int>((ks - (across ? row : 0) + kStepDepth - 1) / kStepDepth) : 0;
+    const int64_t column = (across ? outer : 0) + run() * kCodes;
+    first = ((across ? 0 : outer) + row()) * f.columns + column;
+    const bool inside = across ? column < outers : outer + row() < outers;
+    steps = inside ? static_cast<int>((ks - (across ? row() : 0) + kStepDepth - 1) / kStepDepth) : 0;
   }
+  // Where in the tile the run lies: computed anew, since registers are short.
+  __device__ static int row() { return static_cast<int>(threadIdx.x) / kRunsPerRow; }
+  __device__ static int run() { return static_cast<int>(threadIdx.x) % kRunsPerRow; }
   // Where this thread's run of a step starts; below 0 where there is none.
-  __device__ int64_t position(int64_t step) const { return step < steps ? first + step * step_size : -1; }
+  __device__ int64_t position(const FourBitFactor& f, int64_t step) const {
+    return step < steps ? first + step * (across ? kStepDepth * f.columns : kStepDepth) : -1;
+  }
   __device__ void copy(const FourBitFactor& f, int slot, int64_t at) const {
 #pragma unroll
     for (int i = 0; i < kPieces; i++)
@@ -118,7 +120,7 @@ struct FourBitRun {
 #pragma unroll
     for (int i = 0; i < kWords; i++) {
       const int word = part * kWords + i;
-      store_pack(reinterpret_cast<uint32_t*>(tile + Shape::chunk_at(row, run * (kCodes / 8) + word) * 8),
+      store_pack(reinterpret_cast<uint32_t*>(tile + Shape::chunk_at(row(), run() * (kCodes / 8) + word) * 8),
                  code.decode(words[word % 4]));
     }
   }

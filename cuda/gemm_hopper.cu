@@ -98,12 +98,13 @@ __device__ inline void produce(const HopperArgs& args, const HopperShared<four_b
     const int64_t row = tile.row * kRows, column = tile.column * kColumns;
     Run run;
     auto copy_codes = [&](int64_t step) {
-      if (step < args.first_steps) run.copy(args.four_bit, static_cast<int>(step % Run::kSlots), run.position(step));
+      if (step < args.first_steps)
+        run.copy(args.four_bit, static_cast<int>(step % Run::kSlots), run.position(args.four_bit, step));
       async_commit();
     };
     if constexpr (four_bit) {
       run.start(shared.codes, shared.nested_code, args.four_bit, column, args.epilogue.n, args.k[0]);
-      run.load_scale(args.four_bit, run.position(0));
+      run.load_scale(args.four_bit, run.position(args.four_bit, 0));
       for (int s = 0; s < Run::kSlots - 1; s++) copy_codes(s);
     }
     for (int64_t step = 0; step < args.steps; step++, at.advance()) {
@@ -122,8 +123,8 @@ __device__ inline void produce(const HopperArgs& args, const HopperShared<four_b
         copy_codes(step + Run::kSlots - 1);
         if (!second) {
           async_wait<Run::kSlots - 1>();
-          run.prepare(args.four_bit, run.position(step) >= 0);
-          run.load_scale(args.four_bit, run.position(step + 1));
+          run.prepare(args.four_bit, run.position(args.four_bit, step) >= 0);
+          run.load_scale(args.four_bit, run.position(args.four_bit, step + 1));
 #pragma unroll
           for (int part = 0; part < 4; part++) run.decode(tile_b, static_cast<int>(step % Run::kSlots), part);
           async_proxy_fence();

@@ -120,14 +120,14 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
   Run run;
   auto copy_codes = [&](int64_t step) {
     if (step < end && step < args.first_steps)
-      run.copy(args.four_bit, static_cast<int>(step - begin) % Run::kSlots, run.position(step));
+      run.copy(args.four_bit, static_cast<int>(step - begin) % Run::kSlots, run.position(args.four_bit, step));
   };
   if constexpr (four_bit) {
     if (args.four_bit.weight.nested_absmax)
       for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads)
         tiles.nested_code[i] = args.four_bit.weight.nested_code[i];
     run.start(tiles.codes, tiles.nested_code, args.four_bit, column, e.n, args.k[0]);
-    if (begin < end) run.load_scale(args.four_bit, run.position(begin));
+    if (begin < end) run.load_scale(args.four_bit, run.position(args.four_bit, begin));
     copy_codes(begin);
   }
 #pragma unroll
@@ -155,13 +155,13 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
     __syncthreads();  // nested_code
     if (begin < end) {
       if (begin < args.first_steps) {
-        run.prepare(args.four_bit, run.position(begin) >= 0);
+        run.prepare(args.four_bit, run.position(args.four_bit, begin) >= 0);
 #pragma unroll
         for (int part = 0; part < 4; part++) run.decode(tiles.b, 0, part);
       } else {
         fetch_tile_b(begin);
       }
-      run.load_scale(args.four_bit, run.position(begin + 1));
+      run.load_scale(args.four_bit, run.position(args.four_bit, begin + 1));
     }
   }
   for (int64_t step = begin; step < end; step++) {
@@ -182,8 +182,8 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
     if constexpr (four_bit) {
       if (step + 1 < end && step + 1 < args.first_steps) {
         decode = true;
-        run.prepare(args.four_bit, run.position(step + 1) >= 0);
-        run.load_scale(args.four_bit, run.position(step + 2));
+        run.prepare(args.four_bit, run.position(args.four_bit, step + 1) >= 0);
+        run.load_scale(args.four_bit, run.position(args.four_bit, step + 2));
       } else if (step + 1 < end) {
         fetch_tile_b(step + 1);
       }

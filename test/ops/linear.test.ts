@@ -52,9 +52,9 @@ const cases: Case[] = sizes.flatMap(([m, n, k, r], i) =>
 
 /** What a GPU does in tiles, in several parts of k, or row by row of the weight. */
 const tiles = [
-  [270, 136, 192, 16, 'nf4', 0, 'x'],
-  [140, 270, 64, 5, 'fp4', 1, 'lora_x'],
-  [260, 130, 72, 9, 'bfloat16', 0, 'x'],
+  [140, 390, 64, 16, 'nf4', 0, 'x'],
+  [70, 448, 64, 5, 'fp4', 1, 'lora_x'],
+  [70, 400, 72, 9, 'bfloat16', 0, 'x'],
   [33, 70, 832, 8, 'nf4', 0, 'none'],
   [6, 50, 2240, 4, 'nf4', 0, 'x'],
   [12, 20, 520, 3, 'bfloat16', 0, 'lora_x'],
