@@ -24,7 +24,7 @@ t.test('samples that a model cannot take end the training, and nothing else', as
         disableProgress: true,
       },
     }).train()
-  const cases: [string, Example, object][] = [
+  const cases: [string, Example, { code: string; message?: RegExp; details?: object }][] = [
     ['an id beyond the vocabulary', { inputIds: [1, 256, 3] }, { code: 'ERR_INVALID_ARGUMENT', message: /256/ }],
     ['a negative id', { inputIds: [1, -7, 3], labels: [-100, -100, 3] }, { code: 'ERR_INVALID_ARGUMENT', message: /-7/ }],
     ['a label beyond it', { inputIds: [1, 2], labels: [-100, 300] }, { code: 'ERR_INVALID_ARGUMENT', message: /token 300/ }],
