@@ -86,8 +86,8 @@ typedef struct qt_stream qt_stream;
 typedef struct qt_host {
   // Remembers why the operation failed (printf-like); returns `status`, so that a kernel can `return fail(...)`.
   qt_status (*fail)(qt_stream* stream, qt_status status, const char* format, ...);
-  // From any thread, before the `done` of what was queued after it: an operation that was accepted turned out to have been given
-  // a value that it cannot work on. `operation` counts the calls of operations and of replay on this stream from 0.
+  // From any thread, before the `done` of what was queued after it: an operation that was accepted turned out to have been
+  // given a value that it cannot work on. `operation` counts the calls of operations and of replay on this stream from 0.
   void (*refused)(qt_stream* stream, int64_t operation, const char* message);
   // Not 0 while the environment is being torn down: long operations look at it and give up.
   const int32_t* stop;
@@ -103,8 +103,8 @@ typedef void (*qt_done)(void* context, qt_status status);
 // What a backend supplies. Calls come from the device's queue thread alone.
 typedef struct qt_backend {
   uint32_t abi_version;
-  const char* name;     // "cpu", "cuda"
-  const char* variant;  // "avx512", "sm_90a", …
+  const char* name;      // "cpu", "cuda"
+  const char* variant;   // "avx512", "sm_90a", …
   int32_t refuses_late;  // 1: calls qt_host's `refused`
 
   qt_stream* (*open)(const qt_host* host, int32_t device_index);  // null: refused, the reason is in `refusal`

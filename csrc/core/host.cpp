@@ -1,11 +1,11 @@
 #include "host.h"
 
-#include "late_failures.h"
-
 #include <cstdarg>
 #include <cstdio>
 #include <map>
 #include <mutex>
+
+#include "late_failures.h"
 
 namespace quantune {
 namespace {

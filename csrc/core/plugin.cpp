@@ -30,8 +30,9 @@ Plugin load(const std::string& name, const std::string& folder) {
   const qt_backend* backend = entry(QT_ABI_VERSION);
   if (!backend) return {nullptr, path + " refuses this addon's ABI version " + std::to_string(QT_ABI_VERSION), nullptr};
   if (backend->abi_version != QT_ABI_VERSION) {
-    return {nullptr, path + " has ABI version " + std::to_string(backend->abi_version) + ", this addon has " +
-                         std::to_string(QT_ABI_VERSION) + ": build both from one checkout",
+    return {nullptr,
+            path + " has ABI version " + std::to_string(backend->abi_version) + ", this addon has " +
+                std::to_string(QT_ABI_VERSION) + ": build both from one checkout",
             nullptr};
   }
   return {backend, "", reinterpret_cast<Describe>(os::library_symbol(library, "quantune_describe"))};

@@ -173,8 +173,8 @@ void Device::create(const int32_t* r, int32_t words) {
   }
   if (!allocate(storage)) {
     std::string message = "not enough memory for " + std::to_string(storage->bytes) + " bytes of " +
-                          purpose_name(storage->purpose) + ": " +
-                          std::to_string(backend_->memory_info(stream_).free_bytes) + " bytes are free";
+                          purpose_name(storage->purpose) + ": " + std::to_string(backend_->memory_info(stream_).free_bytes) +
+                          " bytes are free";
     storage->poison = failure(QT_OUT_OF_MEMORY, message);
     return;
   }

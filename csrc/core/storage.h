@@ -14,7 +14,7 @@ class Program;
 // A reference-counted buffer. Poison belongs to it, so that views of one buffer share their fate.
 struct Storage {
   uint64_t id = 0;  // never used again
-  Block block;  // no data: the allocation failed, which no overwriting can heal
+  Block block;      // no data: the allocation failed, which no overwriting can heal
   int64_t bytes = 0;
   int32_t purpose = kOther;
   int32_t references = 1;

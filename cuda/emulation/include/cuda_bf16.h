@@ -5,7 +5,7 @@
 struct __nv_bfloat16 {
   uint16_t bits;
   __nv_bfloat16() = default;
-  __nv_bfloat16(float x);  // NOLINT(google-explicit-constructor)
+  __nv_bfloat16(float x);   // NOLINT(google-explicit-constructor)
   operator float() const {  // NOLINT(google-explicit-constructor)
     return __uint_as_float(static_cast<unsigned int>(bits) << 16);
   }

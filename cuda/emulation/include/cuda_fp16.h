@@ -33,7 +33,8 @@ inline __half __float2half(float x) {
   if (x != x) return __ushort_as_half(0x7fff);
   if (magnitude >= 65520.0f) return __ushort_as_half(static_cast<unsigned short>(sign | 0x7c00u));
   if (magnitude < 6.103515625e-05f) {  // subnormal: units of 2^-24
-    return __ushort_as_half(static_cast<unsigned short>(sign | static_cast<unsigned int>(std::nearbyint(magnitude * 16777216.0f))));
+    return __ushort_as_half(
+        static_cast<unsigned short>(sign | static_cast<unsigned int>(std::nearbyint(magnitude * 16777216.0f))));
   }
   unsigned int m = u & 0x7fffffffu;
   m += 0xfffu + (m >> 13 & 1u);

@@ -11,7 +11,7 @@
 #include <limits>
 
 #include "../engine.h"
-#include "../vector_types.h"
-#include "../math.h"
 #include "../intrinsics.h"
+#include "../math.h"
 #include "../runtime.h"
+#include "../vector_types.h"

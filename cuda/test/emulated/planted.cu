@@ -1,5 +1,5 @@
-// Mistakes that kernels must not make, planted, to show that the emulation finds them under every schedule; and the same kernels
-// without the mistake, to show that it finds nothing where there is nothing. Races are found by the race build alone.
+// Mistakes that kernels must not make, planted, to show that the emulation finds them under every schedule; and the same
+// kernels without the mistake, to show that it finds nothing where there is nothing. Races are found by the race build alone.
 #include <cstdlib>
 
 #include "../../device/async.h"
@@ -16,7 +16,8 @@ void forget_errors();
 namespace test {
 namespace {
 
-// ---- barriers that may be missing --------------------------------------------------------------------------------------------
+// ---- barriers that may be missing
+// --------------------------------------------------------------------------------------------
 
 __global__ void reverse_block(const float* x, float* y, bool barrier) {
   QT_SHARED(float, tile, 128);
@@ -115,7 +116,8 @@ void test_race(const char* name, Kernel kernel, unsigned int blocks, unsigned in
 #endif
 }
 
-// ---- mistakes that every build finds -------------------------------------------------------------------------------------------
+// ---- mistakes that every build finds
+// -------------------------------------------------------------------------------------------
 
 struct Guarded {
   float* values;
