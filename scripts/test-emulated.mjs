@@ -46,7 +46,11 @@ const env = {
     ...['seed', 'late', 'sm', 'devices', 'memory'].filter((name) => options[name]).map((name) => `${name}:${options[name]}`),
   ].join(),
 }
-if (options.primitives) run(`${folder}/quantune-primitives`, [], { ASAN_OPTIONS: 'detect_leaks=0' })
+if (options.primitives) {
+  // They choose schedules themselves.
+  const QUANTUNE_EMULATION = options.sm ? `sm:${options.sm}` : ''
+  run(`${folder}/quantune-primitives`, [], { ASAN_OPTIONS: 'detect_leaks=0', QUANTUNE_EMULATION })
+}
 if (kind === 'sanitize') {
   // Node is not built with them, so their runtime must be there before it starts.
   env.LD_PRELOAD = execFileSync('c++', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).trim()
