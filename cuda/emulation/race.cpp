@@ -62,7 +62,7 @@ Clocks& clocks() {
 }
 
 void tell(const Block& block, const Access& before, const Access& now, const void* address, bool in_shared) {
-  char text[900];
+  char text[2400];
   std::string first = describe_place(before.place), second = describe_place(now.place);
   size_t offset = in_shared ? static_cast<size_t>(static_cast<const char*>(address) - block.shared) : 0;
   std::snprintf(
