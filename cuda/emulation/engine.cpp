@@ -171,6 +171,11 @@ size_t shared_offset(const void* address) {
 }
 
 bool Block::run(const Index& index) {
+#if defined(__SANITIZE_ADDRESS__)
+  if (failed) {  // the block before was abandoned: the frames of its threads were never left
+    for (auto& fiber : fibers) __asan_unpoison_memory_region(fiber->stack.memory, fiber->stack.bytes);
+  }
+#endif
   failed = false;
   remaining = threads;
   at_barrier = 0;
