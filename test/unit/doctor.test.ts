@@ -19,7 +19,7 @@ t.test('the doctor says what there is, and why a device is refused', async (t) =
 t.test('quantune doctor', async (t) => {
   t.match(run('doctor'), /device 'auto' takes/)
   t.match(run('--help'), /usage: quantune doctor/)
-  t.throws(() => run('nurse'), { status: 2, stderr: /usage/ })
+  t.throws(() => run('nurse'), { status: 2, stderr: /usage/ } as object as Error)
 })
 
 t.test('a plugin that is not there, or is none', async (t) => {
