@@ -49,7 +49,8 @@ t.test('the questions on a context stay together, in whatever order they come', 
   const lists = [1, 2, 3, 4].flatMap((n) => [7, 8, 9].map((question) => [...instruction, ...context(n), question, 10]))
   const shuffled = [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11].map((i) => lists[i]!)
   const { sampleRows, numTokens } = treeOf(shuffled)
-  const parts = splitPrefixTree(sampleRows, 100)
+  // A context with the instruction has 56 tokens, two have 92.
+  const parts = splitPrefixTree(sampleRows, 60)
   t.same(parts, [
     [0, 4, 8],
     [1, 5, 9],
@@ -61,11 +62,16 @@ t.test('the questions on a context stay together, in whatever order they come', 
     numTokens + 3 * instruction.length,
     'the instruction is computed once in each part, nothing else twice',
   )
+  const pairs = splitPrefixTree(sampleRows, 100)
+  t.same(pairs, [
+    [0, 1, 4, 5, 8, 9],
+    [2, 3, 6, 7, 10, 11],
+  ])
 })
 
 t.test('without shared beginnings, and with samples longer than the budget', async (t) => {
   const rows = Batch.pack([{ inputIds: [1, 1, 1] }, { inputIds: [1, 1, 1] }, { inputIds: [1, 1, 1] }], { sharePrefixes: false })
-  t.same(splitPrefixTree(rows.sampleRows, 6), [[0], [1, 2]])
+  t.same(splitPrefixTree(rows.sampleRows, 6), [[0, 1], [2]])
   t.same(splitPrefixTree(rows.sampleRows, 2), [[0], [1], [2]])
   t.same(splitPrefixTree(rows.sampleRows, 9), [[0, 1, 2]])
 })
