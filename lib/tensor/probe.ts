@@ -63,6 +63,7 @@ export async function whyRefused(name: string, { again = false } = {}): Promise<
   const [backend, index = '0'] = name.split(':') as [string, string?]
   const playedDriver = backend === 'cuda-emulated' && process.env.QUANTUNE_EMULATED_DRIVER
   if (backend !== 'cuda' && !playedDriver) return null
+  if (!/^\d+$/.test(index)) return null // the addon says how devices are named
   if (again) probes.delete(backend)
   try {
     const { problem, devices } = await probe(backend)

@@ -171,7 +171,8 @@ t.test('a disk that fails while saving is ERR_IO, the previous checkpoint intact
   const dir = t.testdir()
   const { bigram, trainer } = await open(dir)
   // The state file cannot take the place of a folder: as good as a full disk, and it fails for root too.
-  bigram.onSave = (folder) => folder.includes('-8') && mkdirSync(join(folder, 'trainer_state.json', 'x'), { recursive: true })
+  bigram.onSave = (folder) =>
+    folder.includes('checkpoint-8') && mkdirSync(join(folder, 'trainer_state.json', 'x'), { recursive: true })
   await t.rejects(trainer.train(), { code: 'ERR_IO' })
   t.same(readdirSync(dir).sort(), ['checkpoint-4', 'log.jsonl', 'trainer_state.json'])
   t.equal((await train(dir, {}, { resumeFromCheckpoint: true })).output.globalStep, 11)
