@@ -24,6 +24,8 @@ export class LogitsRules {
   #history: { tokens: Tensor; lengths: Tensor } | null = null
   readonly #suppressed: Tensor | null
   readonly #suppressedAtFirst: Tensor | null
+  /** Steps that each row has made without a sequence. */
+  #idle: number[]
   /** Rows that may not end yet: runs of [first, count]. */
   #young: [number, number][] = []
 
@@ -31,6 +33,7 @@ export class LogitsRules {
     this.#device = device
     this.#config = config
     this.#longest = longest
+    this.#idle = new Array<number>(rows).fill(0)
     const ids = (list: readonly number[]) => {
       const known = [...new Set(list)].filter((id) => id < vocabSize)
       return known.length === 0 ? null : this.#int32(known)
@@ -107,6 +110,7 @@ export class LogitsRules {
    * @returns whether `apply` does something else than before
    */
   prepare(rows: number, newTokens: (row: number) => number | null): boolean {
+    if (this.#history) this.#rewindIdle(rows, newTokens)
     if (!this.#suppressedAtFirst) return false
     const young: [number, number][] = []
     for (let row = 0; row < rows; row++) {
@@ -121,6 +125,19 @@ export class LogitsRules {
     return changed
   }
 
+  /** A row without a sequence chooses and keeps tokens like the others: its history begins anew before it is full. */
+  #rewindIdle(rows: number, newTokens: (row: number) => number | null): void {
+    for (let row = 0; row < rows; row++) {
+      if (newTokens(row) !== null) {
+        this.#idle[row] = 0
+      } else if (this.#idle[row]!++ % this.#longest === 0) {
+        const length = this.#history!.lengths.rows(row, 1)
+        length.write(Int32Array.of(0))
+        length.dispose()
+      }
+    }
+  }
+
   /** Queues: row i goes on as the former row parents[i] of the same prompt. */
   permute(parents: Tensor): void {
     if (this.#history) permuteRows(this.#history.tokens, parents)
@@ -128,6 +145,7 @@ export class LogitsRules {
 
   /** Only these rows are left, in this order. */
   shrink(rows: readonly number[]): void {
+    this.#idle = rows.map((row) => this.#idle[row]!)
     if (!this.#history) return
     const former = this.#history
     this.#history = gatherRows(former, rows)
