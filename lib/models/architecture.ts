@@ -10,7 +10,7 @@ export interface CreateOptions {
 export interface Architecture<Config extends ModelShape = ModelShape> {
   /** Values of `model_type` in config.json. */
   readonly modelTypes: readonly string[]
-  /** Reads a Hugging Face config; what is not implemented is refused by name (`ERR_UNSUPPORTED_ARCHITECTURE`). */
+  /** Reads a Hugging Face config; what is not supported is refused by name (`ERR_UNSUPPORTED_ARCHITECTURE`). */
   parseConfig(json: Record<string, unknown>): Config
   create(config: Config, params: ParameterSource, options: CreateOptions): CausalLM
   /** The names under which files may hold a parameter, the usual one first. */

@@ -42,7 +42,7 @@ export class ConfigReader {
     return this.#read(name, 'an object', (value) => typeof value === 'object' && !Array.isArray(value))
   }
 
-  /** Refuses a setting that is not implemented. */
+  /** The error for a setting that is not supported. */
   unsupported(what: string, supported: string): QuantuneError {
     return new QuantuneError(
       'ERR_UNSUPPORTED_ARCHITECTURE',
