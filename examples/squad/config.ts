@@ -21,6 +21,7 @@ export interface Config {
   lora: LoraConfig
   training: TrainingArguments
   maxLength: number
+  sharePrefixes: boolean | 'auto'
   evaluation: { forcedStart: boolean; batchSize: number; generation: GenerationConfig }
 }
 

@@ -20,12 +20,17 @@ model.addAdapter({ seed: config.training.seed, ...config.lora })
 if (tokens.length > 0) model.addTokens(tokens, { trainable: true, predictable: false })
 
 const { evalStrategy = 'no', ...training } = config.training
+const collator = new ChatCollator(model.tokenizer, {
+  maxLength: config.maxLength,
+  ignoreTokens: tokens,
+  ...(config.sharePrefixes === 'auto' ? {} : { sharePrefixes: config.sharePrefixes }),
+})
 const trainer = new Trainer({
   model,
   trainDataset,
   ...(evalDataset.length > 0 ? { evalDataset } : {}),
   prefixKey: ({ group }) => group,
-  collator: new ChatCollator(model.tokenizer, { maxLength: config.maxLength, ignoreTokens: tokens }),
+  collator,
   args: { ...training, evalStrategy: evalDataset.length > 0 ? evalStrategy : 'no', outputDir: config.output },
 })
 process.once('SIGINT', () => {
