@@ -226,7 +226,8 @@ export class Model implements AsyncDisposable {
 
   /**
    * Adds the adapter to the weights in memory, once no call is running: its calls then cost nothing extra. On a quantized base the
-   * adapted weights are held in the compute dtype meanwhile.
+   * adapted weights are held in the compute dtype meanwhile. Awaited in a callback of a training it would wait for ever, as the
+   * training waits for the callback.
    */
   async mergeAdapter(name: string): Promise<void> {
     this.#state.assertLive()
