@@ -1,7 +1,11 @@
-/** Shapes of models, as Hugging Face configs: the benchmarks fill them with random weights. */
+/**
+ * Shapes of models, as Hugging Face configs: the benchmarks fill them with random weights. Their files are bfloat16, so what is not
+ * quantized (the embedding, which is the head as well) is kept in that type here too.
+ */
 const LLAMA = {
   architectures: ['LlamaForCausalLM'],
   model_type: 'llama',
+  torch_dtype: 'bfloat16',
   hidden_act: 'silu',
   max_position_embeddings: 8192,
   rms_norm_eps: 1e-5,
