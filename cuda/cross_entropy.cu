@@ -198,13 +198,13 @@ qt_status chunk_gradients(qt_stream* stream, const Call& call, int64_t first, in
   const int64_t stride = w.n * static_cast<int64_t>(sizeof(float) / sizeof(T));
   const Factor dy_rows = row_factor(call.logits, dtype, stride), dy_columns = column_factor(call.logits, dtype, stride);
   const Factor x_columns = column_factor(call.x, dtype, w.k);
-  const Factor t_rows = row_factor(call.t, dtype, w.rank());
+  const Result t = result_of(call.t, dtype, w.rank(), false);
   const bool accumulate = first > 0, up = w.lora_a && (args->dx || args->d_lora_a);
-  if (up)
-    if (qt_status status = lora_up_gradient(stream, w, dy_rows, count, call.t, dtype)) return status;
+  if (up && !args->dx)
+    if (qt_status status = lora_up_gradient(stream, w, dy_rows, count, t)) return status;
   if (args->dx) {
     const Result dx = result_of(call.dx, dtype, w.k, false);
-    if (qt_status status = linear_input_gradient(stream, w, dy_rows, up ? &t_rows : nullptr, count, dx)) return status;
+    if (qt_status status = linear_input_gradient(stream, w, dy_rows, up ? &t : nullptr, count, dx)) return status;
     const bool aligned = w.k % kEight == 0 && all_aligned(call.dx, args->dx->data);
     if (qt_status status = launch(scatter_chunk_kernel<T>, count, 256, 0, stream, data_of<T>(args->dx),
                                   static_cast<const T*>(call.dx), call.target, first, w.k, aligned))
@@ -220,14 +220,17 @@ qt_status chunk_gradients(qt_stream* stream, const Call& call, int64_t first, in
                    reinterpret_cast<const T*>(call.logits), count, w.n, stride, accumulate))
       return status;
   }
+  GroupedProduct products[2];
+  int grouped = 0;
   if (args->d_lora_a) {
     const Factor t_columns = column_factor(call.t, dtype, w.rank());
-    if (qt_status status = lora_a_gradient(stream, w, x_columns, t_columns, count, data_of<float>(args->d_lora_a), accumulate))
-      return status;
+    products[grouped++] = lora_a_gradient(w, x_columns, t_columns, count, data_of<float>(args->d_lora_a), accumulate);
   }
-  if (!args->d_lora_b) return QT_OK;
-  const Factor h_columns = column_factor(call.h, dtype, w.rank());
-  return lora_b_gradient(stream, w, h_columns, dy_columns, count, data_of<float>(args->d_lora_b), accumulate);
+  if (args->d_lora_b) {
+    const Factor h_columns = column_factor(call.h, dtype, w.rank());
+    products[grouped++] = lora_b_gradient(w, h_columns, dy_columns, count, data_of<float>(args->d_lora_b), accumulate);
+  }
+  return gemm_group(stream, products, grouped);
 }
 
 template <class T>

@@ -47,7 +47,28 @@ inline Result result_of(void* data, int32_t dtype, int64_t columns, bool accumul
 // One product, or two of which the second is an adapter's (k = its rank). C overlaps no factor. Takes scratch memory.
 qt_status gemm(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 
-// The same in float32 arithmetic, whatever A is.
+// What an adapter adds to a product A B: scale (A D) U, whose inner product A D [m, rank] is of use by itself.
+struct Adapter {
+  Factor down, up;  // D, k being the product's; U, k being the rank
+  int64_t rank;
+  float scale;
+  Result inner;  // receives A D
+};
+// C (+)= A B + the adapter's part. A is read once where tensor cores compute enough of it at a time (gemm_mma.cuh).
+qt_status gemm_adapted(qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter,
+                       const Result& c);
+
+// Products that do not depend on each other, small ones: one launch where they are of a kind, aᵀ b in bfloat16. At most
+// kMostInGroup.
+struct GroupedProduct {
+  int64_t m, n;
+  Product product;
+  Result c;
+};
+constexpr int kMostInGroup = 4;
+qt_status gemm_group(qt_stream* stream, const GroupedProduct* products, int count);
+
+// The same as gemm in float32 arithmetic, whatever A is.
 qt_status gemm_float32(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
 
 // Elements / length of the last dimension.

@@ -135,6 +135,10 @@ inline int64_t choose_splits(const qt_stream* stream, int64_t blocks, int64_t st
 
 // bfloat16 tensor cores: factors rounded to bfloat16 where they are not, sums in float32.
 qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);
+// gemm_adapted in one launch; whether that is possible, and pays.
+bool mma_takes_adapter(const qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter);
+qt_status gemm_mma_adapted(qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter,
+                           const Result& c);
 // Few rows: whether gemm_few can have the product, and it.
 bool is_few(int64_t m, const Product& product);
 qt_status gemm_few(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c);

@@ -1,46 +1,11 @@
 // Prepares a product for the tensor core kernels: which tile, how k is split, and copies in bfloat16 of the factors that the
 // kernels cannot read in place.
 #include "gemm_mma.cuh"
+#include "gemm_pack.cuh"
 
 namespace quantune::cuda {
 
 namespace {
-
-// out [rows, stride] = the factor in bfloat16, times scale; rows are outer indices or, across, indices of k. Beyond `columns`
-// zeros. Eight elements a thread.
-__global__ void __launch_bounds__(256)
-    pack_kernel(bf16* out, const Source s, bool across, int64_t rows, int64_t columns, int64_t stride, float scale) {
-  const int64_t chunk = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x, chunks = stride / 8;
-  if (chunk >= rows * chunks) return;
-  const int64_t row = chunk / chunks, column = chunk % chunks * 8;
-  Pack<bf16, 8> packed;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const int64_t c = column + i;
-    packed[i] = from_float<bf16>(c < columns ? (across ? s.at(c, row) : s.at(row, c)) * scale : 0.0f);
-  }
-  store_pack(out + row * stride + column, packed);
-}
-
-bool is_across(const Factor& f) { return f.k_stride != 1; }
-
-// The factor as the tiles read it: in place, or a copy in scratch memory.
-qt_status dense_factor(qt_stream* stream, const Factor& f, bool across, int64_t outers, int64_t k, float scale,
-                       DenseFactor* out) {
-  const int64_t rows = across ? k : outers, columns = across ? outers : k;
-  const int64_t stride = is_across(f) ? f.k_stride : f.outer_stride;
-  if (f.dtype == QT_BFLOAT16 && scale == 1.0f && is_across(f) == across && stride % 8 == 0 && columns % 8 == 0 &&
-      reinterpret_cast<uintptr_t>(f.data) % 16 == 0) {
-    *out = {static_cast<const bf16*>(f.data), stride};
-    return QT_OK;
-  }
-  const int64_t packed_stride = round_up(columns, 8);
-  bf16* packed = stream->scratch_of<bf16>(rows * packed_stride + 8);
-  if (!packed) return stream->out_of_scratch();
-  *out = {packed, packed_stride};
-  return launch(pack_kernel, static_cast<unsigned>(ceil_div<int64_t>(rows * packed_stride / 8, 256)), 256, 0, stream, packed,
-                Source(f), across, rows, columns, packed_stride, scale);
-}
 
 bool tiles_read_codes(const Factor& f) {
   const int64_t columns = is_across(f) ? f.k_stride : f.outer_stride;
@@ -59,47 +24,129 @@ MmaTile choose_tile(const qt_stream* stream, int64_t m, int64_t n, bool four_bit
 int64_t tile_rows(MmaTile tile) { return tile == MmaTile::kLarge ? 256 : tile == MmaTile::kFlat ? 64 : 128; }
 int64_t tile_columns(MmaTile tile) { return tile == MmaTile::kNarrow ? 32 : 128; }
 
+// Which kernel a product gets.
+struct Choice {
+  bool four_bit, a_across, b_across, hopper;
+  MmaTile tile;
+
+  Choice(const qt_stream* stream, int64_t m, int64_t n, const Product& p)
+      : four_bit(tiles_read_codes(p.b)),
+        a_across(is_across(p.a) && is_across(p.b) && !four_bit),
+        b_across(is_across(p.b)),
+        hopper(hopper_takes(stream, m, n) && p.k > 0),
+        tile(choose_tile(stream, m, n, four_bit)) {}
+};
+
+void set_tiles(MmaTask* task, MmaTile tile, int64_t m, int64_t n) {
+  task->row_tiles = ceil_div(m, tile_rows(tile));
+  task->column_tiles = ceil_div(n, tile_columns(tile));
+}
+
+qt_status launch_choice(qt_stream* stream, const MmaArgs& args, const Choice& choice, int64_t splits) {
+  return choice.four_bit ? launch_mma_four_bit(stream, args, splits, choice.tile, choice.b_across)
+                         : launch_mma_dense(stream, args, splits, choice.tile, choice.a_across, choice.b_across);
+}
+
+// The first product's factors.
+qt_status first_product(qt_stream* stream, const Product& p, int64_t m, int64_t n, Choice* choice, Packing* packing,
+                        MmaArgs* args) {
+  args->scale = p.scale;
+  args->k[0] = p.k;
+  args->first_steps = args->steps = ceil_div<int64_t>(p.k, kStepDepth);
+  if (qt_status status = packing->add(stream, p.a, choice->a_across, m, p.k, 1.0f, &args->a[0])) return status;
+  if (choice->four_bit) {
+    args->four_bit.weight = FourBit(p.b.data, p.b.quant, p.b.dtype);
+    args->four_bit.columns = choice->b_across ? p.b.k_stride : p.b.outer_stride;
+    four_bit_code(p.b.dtype, args->four_bit.values);
+    return QT_OK;
+  }
+  return packing->add(stream, p.b, choice->b_across, n, p.k, 1.0f, &args->b[0]);
+}
+
 }  // namespace
 
 qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* products, int count, const Result& c) {
   MmaArgs args{};
-  const Product& first = products[0];
-  const bool four_bit = tiles_read_codes(first.b), b_across = is_across(first.b);
-  const bool a_across = is_across(first.a) && b_across && !four_bit;
-  args.scale = first.scale;
-  for (int i = 0; i < count; i++) {
-    const Product& p = products[i];
-    args.k[i] = p.k;
+  Packing packing;
+  Choice choice(stream, m, n, products[0]);
+  if (qt_status status = first_product(stream, products[0], m, n, &choice, &packing, &args)) return status;
+  if (count > 1) {
+    const Product& p = products[1];
+    args.k[1] = p.k;
     args.steps += ceil_div<int64_t>(p.k, kStepDepth);
-    if (i == 0) args.first_steps = args.steps;
-    if (qt_status status = dense_factor(stream, p.a, a_across, m, p.k, 1.0f, &args.a[i])) return status;
-    if (i == 0 && four_bit) {
-      args.four_bit.weight = FourBit(p.b.data, p.b.quant, p.b.dtype);
-      args.four_bit.columns = b_across ? p.b.k_stride : p.b.outer_stride;
-      four_bit_code(p.b.dtype, args.four_bit.values);
-    } else {
-      const float scale = i == 0 ? 1.0f : p.scale / first.scale;
-      if (qt_status status = dense_factor(stream, p.b, b_across, n, p.k, scale, &args.b[i])) return status;
-    }
+    if (qt_status status = packing.add(stream, p.a, choice.a_across, m, p.k, 1.0f, &args.a[1])) return status;
+    if (qt_status status = packing.add(stream, p.b, choice.b_across, n, p.k, p.scale / args.scale, &args.b[1])) return status;
   }
-  if (hopper_takes(stream, m, n) && args.steps > 0) {
+  if (qt_status status = packing.launch(stream)) return status;
+  if (choice.hopper) {
     args.epilogue = Epilogue(c, m, n, nullptr);
-    return gemm_hopper(stream, args, four_bit, a_across, b_across);
+    return gemm_hopper(stream, args, choice.four_bit, choice.a_across, choice.b_across);
   }
-  const MmaTile tile = choose_tile(stream, m, n, four_bit);
-  args.row_tiles = ceil_div(m, tile_rows(tile));
-  args.column_tiles = ceil_div(n, tile_columns(tile));
-  int64_t splits = choose_splits(stream, args.row_tiles * args.column_tiles, args.steps, 4);
+  set_tiles(&args, choice.tile, m, n);
+  int64_t splits = choose_splits(stream, args.tiles(), args.steps, 4);
   const int64_t steps = args.steps > 0 ? args.steps : 1;
   args.steps_per_split = ceil_div(steps, splits);
   splits = ceil_div(steps, args.steps_per_split);
   float* partial = nullptr;
   if (splits > 1 && !(partial = stream->scratch_of<float>(splits * m * n))) return stream->out_of_scratch();
   args.epilogue = Epilogue(c, m, n, partial);
-  const qt_status status = four_bit ? launch_mma_four_bit(stream, args, splits, tile, b_across)
-                                    : launch_mma_dense(stream, args, splits, tile, a_across, b_across);
+  const qt_status status = launch_choice(stream, args, choice, splits);
   if (status || splits == 1) return status;
   return finish_splits(stream, args.epilogue, splits);
+}
+
+// Where k would be split the rows are few, and x stays in the second-level cache between two launches.
+bool mma_takes_adapter(const qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter) {
+  const Choice choice(stream, m, n, product);
+  if (product.a.dtype != QT_BFLOAT16 || choice.hopper || choice.a_across || choice.tile == MmaTile::kNarrow) return false;
+  MmaArgs args{};
+  set_tiles(&args, choice.tile, m, n);
+  const int64_t steps = ceil_div<int64_t>(product.k, kStepDepth);
+  return steps >= 4 && adapter.rank > 0 && adapter.rank <= 128 && adapter.inner.column_stride == 1 &&
+         !adapter.inner.accumulate && choose_splits(stream, args.tiles(), steps + 1, 4) == 1;
+}
+
+qt_status gemm_mma_adapted(qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter,
+                           const Result& c) {
+  MmaArgs args{};
+  MmaInner& inner = args.inner;
+  Packing packing;
+  Choice choice(stream, m, n, product);
+  if (qt_status status = first_product(stream, product, m, n, &choice, &packing, &args)) return status;
+  set_tiles(&args, choice.tile, m, n);
+  args.k[1] = adapter.rank;
+  args.steps += ceil_div<int64_t>(adapter.rank, kStepDepth);
+  args.steps_per_split = args.steps;
+  args.epilogue = Epilogue(c, m, n, nullptr);
+  const float scale = adapter.scale / product.scale;
+  if (qt_status status = packing.add(stream, adapter.up, choice.b_across, n, adapter.rank, scale, &args.b[1])) return status;
+
+  MmaTask& task = inner.task;
+  task.a[0] = args.a[0];
+  task.k[0] = product.k;
+  task.scale = product.scale;
+  task.first_steps = task.steps = task.steps_per_split = args.first_steps;
+  set_tiles(&task, MmaTile::kNarrow, m, adapter.rank);
+  if (qt_status status = packing.add(stream, adapter.down, choice.b_across, adapter.rank, product.k, 1.0f, &task.b[0]))
+    return status;
+  task.epilogue = Epilogue(adapter.inner, m, adapter.rank, nullptr);
+  const Factor in_place = row_factor(adapter.inner.data, adapter.inner.dtype, adapter.inner.row_stride);
+  if (!tiles_read(in_place, false, adapter.rank, 1.0f)) {
+    // In bfloat16, with columns of zeros up to a multiple of eight, which tiles beyond the rank are.
+    const int64_t stride = round_up(adapter.rank, 8);
+    bf16* copy = stream->scratch_of<bf16>(m * stride);
+    if (!copy) return stream->out_of_scratch();
+    inner.copies = true;
+    inner.copy = Epilogue(result_of(copy, QT_BFLOAT16, stride, false), m, stride, nullptr);
+    args.a[1] = {copy, stride};
+  } else {
+    args.a[1] = {static_cast<const bf16*>(adapter.inner.data), adapter.inner.row_stride};
+  }
+  inner.ready = stream->scratch_of<int32_t>(task.row_tiles + 1);
+  if (!inner.ready) return stream->out_of_scratch();
+  packing.clear(inner.ready, task.row_tiles + 1);
+  if (qt_status status = packing.launch(stream)) return status;
+  return launch_choice(stream, args, choice, 1);
 }
 
 }  // namespace quantune::cuda

@@ -6,6 +6,7 @@
 // 64 x 64 read 16 KB of shared memory a 16-deep step for 4096 tensor instructions' worth of work: the tensor cores bound it.
 #pragma once
 #include "device/launch.h"
+#include "device/ready.h"
 #include "device/shared.h"
 #include "device/warp.h"
 #include "four_bit_tiles.cuh"
@@ -19,14 +20,29 @@ struct MmaShape {
   static constexpr int threads = rows / warp_rows * (columns / warp_columns) * kWarp;
 };
 
-struct MmaArgs {
+// A product, or two into the same tiles of C, as tiles compute it.
+struct MmaTask {
   DenseFactor a[2], b[2];  // b[0] is not read where the factor is 4-bit
   int64_t k[2];
-  FourBitFactor four_bit;
   float scale;  // of the first product; the second's is in its factors
   int64_t row_tiles, column_tiles;
   int64_t first_steps, steps, steps_per_split;
   Epilogue epilogue;
+
+  int64_t tiles() const { return row_tiles * column_tiles; }
+};
+
+// The second product's A, where it is A[0] D and computed by the same launch (below).
+struct MmaInner {
+  MmaTask task;
+  bool copies;  // its epilogue's values go to `copy` too
+  Epilogue copy;
+  int32_t* ready;  // a counter for each of its row tiles, then the tickets; zero when the launch begins
+};
+
+struct MmaArgs : MmaTask {
+  FourBitFactor four_bit;
+  MmaInner inner;  // task.row_tiles is 0 without
 };
 
 template <class Shape, bool four_bit>
@@ -50,9 +66,10 @@ struct MmaTiles {
 
 // Blocks that run at the same time share rows and columns: bands of eight tiles of rows, column by column.
 struct TileIndex {
+  static constexpr int64_t kBand = 8;
   int64_t row, column;
+  TileIndex() = default;
   __device__ TileIndex(int64_t at, int64_t row_tiles, int64_t column_tiles) {
-    constexpr int64_t kBand = 8;
     const int64_t band = at / (kBand * column_tiles), first = band * kBand, within = at - first * column_tiles;
     const int64_t height = row_tiles - first < kBand ? row_tiles - first : kBand;
     row = first + within % height;
@@ -92,8 +109,11 @@ __device__ inline void store_pair(const Epilogue& e, int64_t row, int64_t column
   if (column + 1 < e.n) e.store(row, column + 1, split, y);
 }
 
-template <class Shape, bool a_across, bool b_across, bool four_bit>
-__global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args) {
+// One tile of C, by a whole block: part `split` of k, and store(row, column, x, y) for two neighbouring sums. Calls
+// before_second() ahead of the barrier after which the second product's A is copied.
+template <class Shape, bool a_across, bool b_across, bool four_bit, class BeforeSecond, class Store>
+__device__ __forceinline__ void mma_tile(const MmaTask& args, const FourBitFactor* codes, const TileIndex& tile, int64_t split,
+                                         const BeforeSecond& before_second, const Store& store) {
   constexpr int kThreads = Shape::threads, kStages = Shape::stages;
   using Tiles = MmaTiles<Shape, four_bit>;
   // Where B is dense it is not used.
@@ -101,9 +121,8 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
   SharedCarver carve = dynamic_shared();
   const Tiles tiles(carve);
   const Epilogue& e = args.epilogue;
-  const TileIndex tile(blockIdx.x, args.row_tiles, args.column_tiles);
   const int64_t row = tile.row * Shape::rows, column = tile.column * Shape::columns;
-  const int64_t begin = blockIdx.y * args.steps_per_split;
+  const int64_t begin = split * args.steps_per_split;
   int64_t end = begin + args.steps_per_split;
   if (end > args.steps) end = args.steps;
 
@@ -120,14 +139,13 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
   Run run;
   auto copy_codes = [&](int64_t step) {
     if (step < end && step < args.first_steps)
-      run.copy(args.four_bit, static_cast<int>(step - begin) % Run::kSlots, run.position(args.four_bit, step));
+      run.copy(*codes, static_cast<int>(step - begin) % Run::kSlots, run.position(*codes, step));
   };
   if constexpr (four_bit) {
-    if (args.four_bit.weight.nested_absmax)
-      for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads)
-        tiles.nested_code[i] = args.four_bit.weight.nested_code[i];
-    run.start(tiles.codes, tiles.nested_code, args.four_bit, column, e.n, args.k[0]);
-    if (begin < end) run.load_scale(args.four_bit, run.position(args.four_bit, begin));
+    if (codes->weight.nested_absmax)
+      for (int i = static_cast<int>(threadIdx.x); i < 256; i += kThreads) tiles.nested_code[i] = codes->weight.nested_code[i];
+    run.start(tiles.codes, tiles.nested_code, *codes, column, e.n, args.k[0]);
+    if (begin < end) run.load_scale(*codes, run.position(*codes, begin));
     copy_codes(begin);
   }
 #pragma unroll
@@ -155,20 +173,21 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
     __syncthreads();  // nested_code
     if (begin < end) {
       if (begin < args.first_steps) {
-        run.prepare(args.four_bit, run.position(args.four_bit, begin) >= 0);
+        run.prepare(*codes, run.position(*codes, begin) >= 0);
 #pragma unroll
         for (int part = 0; part < 4; part++) run.decode(tiles.b, 0, part);
       } else {
         fetch_tile_b(begin);
       }
-      run.load_scale(args.four_bit, run.position(args.four_bit, begin + 1));
+      run.load_scale(*codes, run.position(*codes, begin + 1));
     }
   }
   for (int64_t step = begin; step < end; step++) {
     const int at = static_cast<int>(step - begin);
+    const int64_t ahead = step + kStages - 1;
+    if (ahead == args.first_steps) before_second();
     async_wait<kStages - 2>();
     __syncthreads();
-    const int64_t ahead = step + kStages - 1;
     if (ahead < end) {
       load_tile_a(ahead, (at + kStages - 1) % kStages);
       if constexpr (!four_bit) load_tile_b(ahead, (at + kStages - 1) % kStages);
@@ -182,8 +201,8 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
     if constexpr (four_bit) {
       if (step + 1 < end && step + 1 < args.first_steps) {
         decode = true;
-        run.prepare(args.four_bit, run.position(args.four_bit, step + 1) >= 0);
-        run.load_scale(args.four_bit, run.position(args.four_bit, step + 2));
+        run.prepare(*codes, run.position(*codes, step + 1) >= 0);
+        run.load_scale(*codes, run.position(*codes, step + 2));
       } else if (step + 1 < end) {
         fetch_tile_b(step + 1);
       }
@@ -208,8 +227,8 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const MmaArgs args)
     for (int j = 0; j < Shape::warp_columns / 8; j++) {
       const float(&sums)[4] = product.sums[i][j];
       const int64_t r = row + warp_row + i * 16 + g, c = column + warp_column + j * 8 + 2 * t;
-      store_pair(e, r, c, blockIdx.y, sums[0] * args.scale, sums[1] * args.scale);
-      store_pair(e, r + 8, c, blockIdx.y, sums[2] * args.scale, sums[3] * args.scale);
+      store(r, c, sums[0] * args.scale, sums[1] * args.scale);
+      store(r + 8, c, sums[2] * args.scale, sums[3] * args.scale);
     }
 }
 
@@ -218,12 +237,85 @@ using MmaMedium = MmaShape<128, 128, 64, 32, 3>;
 using MmaFlat = MmaShape<64, 128, 32, 32, 4>;    // few rows
 using MmaNarrow = MmaShape<128, 32, 16, 32, 4>;  // few columns: an adapter's rank
 
+// ---- the inner product of an adapter
+// -----------------------------------------------------------------------------------------
+//
+// y = x Wᵀ + s (x Aᵀ) Bᵀ with r = rank. Of h = x Aᵀ a block of C could compute the rows it needs by itself: r / 128 more work
+// of the tensor cores in every block, 12.5 % at r = 16. A launch of its own before reads x once more: 64 MB for 8192 x 4096, at
+// 3.35 TB/s 19 µs beside the 350 to 600 µs of n = 4096, and 20 % of the time where n = 1024; and it fills few multiprocessors
+// when rows are few. So blocks of the same launch compute h, tiles of 128 x 32 that are as many as r / 32 (rounded up) more
+// columns of tiles, a quarter as wide as the others: 0.8 % more work at n = 4096, none of it waiting for memory that C does not
+// want too. Those of a band of tiles go first, so their rows of x are on the way through the second-level cache when the band's
+// tiles of C ask for them. A block of C needs h after the last step of its first product; by then the tiles of h, which began
+// before it and have a quarter of its arithmetic, are there. Where it must wait nothing hangs: a block takes its tile from a
+// counter when it starts, so a tile that it waits for belongs to a block that is running already, in whatever order a GPU
+// starts blocks.
+constexpr int kInnerRows = MmaNarrow::rows;
+
+template <class Shape>
+constexpr bool has_inner(bool a_across) {
+  return !a_across && Shape::columns > MmaNarrow::columns;
+}
+
+// Takes the block's tile. Computes it where it is one of the inner product, else says in *tile which one of C it is.
+template <class Shape, bool b_across>
+__device__ inline bool takes_inner_tile(const MmaArgs& args, TileIndex* tile) {
+  constexpr int64_t kBandRows = TileIndex::kBand * Shape::rows / kInnerRows;
+  const MmaInner& inner = args.inner;
+  const MmaTask& task = inner.task;
+  QT_SHARED(int32_t, ticket, 1);
+  if (threadIdx.x == 0) ticket[0] = atomicAdd(inner.ready + task.row_tiles, 1);
+  __syncthreads();
+  const int64_t per_band = kBandRows * task.column_tiles + TileIndex::kBand * args.column_tiles;
+  const int64_t band = ticket[0] / per_band, within = ticket[0] - band * per_band, first = band * kBandRows;
+  const int64_t height = task.row_tiles - first < kBandRows ? task.row_tiles - first : kBandRows;
+  if (within >= height * task.column_tiles) {
+    const int64_t at = band * TileIndex::kBand * args.column_tiles + within - height * task.column_tiles;
+    *tile = TileIndex(at, args.row_tiles, args.column_tiles);
+    return false;
+  }
+  tile->row = first + within / task.column_tiles;
+  tile->column = within % task.column_tiles;
+  mma_tile<MmaNarrow, false, b_across, false>(
+      task, nullptr, *tile, 0, [] {},
+      [&](int64_t row, int64_t column, float x, float y) {
+        store_pair(task.epilogue, row, column, 0, x, y);
+        if (inner.copies) store_pair(inner.copy, row, column, 0, x, y);
+      });
+  __syncthreads();
+  if (threadIdx.x == 0) signal_ready(inner.ready + tile->row);
+  return true;
+}
+
+template <class Shape>
+__device__ inline void wait_for_inner(const MmaArgs& args, const TileIndex& tile) {
+  const MmaTask& task = args.inner.task;
+  if (threadIdx.x > 0 || task.row_tiles == 0) return;
+  const int64_t begin = tile.row * Shape::rows / kInnerRows, end = ((tile.row + 1) * Shape::rows - 1) / kInnerRows + 1;
+  for (int64_t i = begin; i < end && i < task.row_tiles; i++)
+    wait_ready(args.inner.ready + i, static_cast<int32_t>(task.column_tiles));
+}
+
+template <class Shape, bool a_across, bool b_across, bool four_bit>
+__global__ void __launch_bounds__(Shape::threads) mma_kernel(const __grid_constant__ MmaArgs args) {
+  TileIndex tile;
+  if constexpr (has_inner<Shape>(a_across)) {
+    if (args.inner.task.row_tiles > 0 && takes_inner_tile<Shape, b_across>(args, &tile)) return;
+  }
+  if (!has_inner<Shape>(a_across) || args.inner.task.row_tiles == 0)
+    tile = TileIndex(blockIdx.x, args.row_tiles, args.column_tiles);
+  mma_tile<Shape, a_across, b_across, four_bit>(
+      args, &args.four_bit, tile, blockIdx.y, [&] { wait_for_inner<Shape>(args, tile); },
+      [&](int64_t row, int64_t column, float x, float y) { store_pair(args.epilogue, row, column, blockIdx.y, x, y); });
+}
+
 // Launch over the tiles and splits that `args` says.
 template <class Shape, bool a_across, bool b_across, bool four_bit>
 qt_status launch_mma(qt_stream* stream, const MmaArgs& args, int64_t splits) {
-  const dim3 grid(static_cast<unsigned>(args.row_tiles * args.column_tiles), static_cast<unsigned>(splits));
+  const dim3 grid(static_cast<unsigned>(args.tiles() + args.inner.task.tiles()), static_cast<unsigned>(splits));
+  const size_t bytes = shared_bytes<MmaTiles<Shape, four_bit>>(), least = shared_bytes<MmaTiles<MmaNarrow, false>>();
   return launch(mma_kernel<Shape, a_across, b_across, four_bit>, grid, Shape::threads,
-                shared_bytes<MmaTiles<Shape, four_bit>>(), stream, args);
+                args.inner.task.row_tiles > 0 && bytes < least ? least : bytes, stream, args);
 }
 
 enum class MmaTile { kLarge, kMedium, kFlat, kNarrow };

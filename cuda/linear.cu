@@ -55,22 +55,26 @@ qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lo
     own = result_of(data, dtype, w.rank(), false);
     h = &own;
   }
+  if (lora_x.data == x.data) {
+    const Adapter adapter = {row_factor(w.lora_a), row_factor(w.lora_b), w.rank(), w.lora_scale, *h};
+    return gemm_adapted(stream, m, w.n, products[0], adapter, y);
+  }
   const Product down = {lora_x, row_factor(w.lora_a), w.k, 1.0f};
   if (qt_status status = gemm(stream, m, w.rank(), &down, 1, *h)) return status;
   products[1] = {row_factor(h->data, h->dtype, w.rank()), row_factor(w.lora_b), w.rank(), w.lora_scale};
   return gemm(stream, m, w.n, products, 2, y);
 }
 
-qt_status lora_up_gradient(qt_stream* stream, const Linear& w, Factor dy, int64_t m, void* t, int32_t dtype) {
+qt_status lora_up_gradient(qt_stream* stream, const Linear& w, Factor dy, int64_t m, const Result& t) {
   const Product up = {dy, column_factor(w.lora_b), w.n, 1.0f};
-  return gemm(stream, m, w.rank(), &up, 1, result_of(t, dtype, w.rank(), false));
+  return gemm(stream, m, w.rank(), &up, 1, t);
 }
 
-qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const Factor* t, int64_t m, const Result& dx) {
-  Product products[2] = {{dy, w.weight_columns(), w.n, 1.0f}, {}};
-  if (!t) return gemm(stream, m, w.k, products, 1, dx);
-  products[1] = {*t, column_factor(w.lora_a), w.rank(), w.lora_scale};
-  return gemm(stream, m, w.k, products, 2, dx);
+qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const Result* t, int64_t m, const Result& dx) {
+  const Product product = {dy, w.weight_columns(), w.n, 1.0f};
+  if (!t) return gemm(stream, m, w.k, &product, 1, dx);
+  const Adapter adapter = {column_factor(w.lora_b), column_factor(w.lora_a), w.rank(), w.lora_scale, *t};
+  return gemm_adapted(stream, m, w.k, product, adapter, dx);
 }
 
 qt_status linear_weight_gradient(qt_stream* stream, const Linear& w, const Factor& x, const Factor& dy, int64_t m, float* out,
@@ -80,17 +84,13 @@ qt_status linear_weight_gradient(qt_stream* stream, const Linear& w, const Facto
   return gemm(stream, rows, columns, &product, 1, result_of(out, QT_FLOAT32, columns, accumulate));
 }
 
-qt_status lora_a_gradient(qt_stream* stream, const Linear& w, const Factor& x, const Factor& t, int64_t m, float* out,
-                          bool accumulate) {
+GroupedProduct lora_a_gradient(const Linear& w, const Factor& x, const Factor& t, int64_t m, float* out, bool accumulate) {
   // Its transpose, [k, rank]: the tiles are tall.
-  const Product product = {x, t, m, w.lora_scale};
-  return gemm(stream, w.k, w.rank(), &product, 1, {out, QT_FLOAT32, 1, w.k, accumulate, nullptr});
+  return {w.k, w.rank(), {x, t, m, w.lora_scale}, {out, QT_FLOAT32, 1, w.k, accumulate, nullptr}};
 }
 
-qt_status lora_b_gradient(qt_stream* stream, const Linear& w, const Factor& h, const Factor& dy, int64_t m, float* out,
-                          bool accumulate) {
-  const Product product = {dy, h, m, w.lora_scale};
-  return gemm(stream, w.n, w.rank(), &product, 1, {out, QT_FLOAT32, w.rank(), 1, accumulate, nullptr});
+GroupedProduct lora_b_gradient(const Linear& w, const Factor& h, const Factor& dy, int64_t m, float* out, bool accumulate) {
+  return {w.n, w.rank(), {dy, h, m, w.lora_scale}, {out, QT_FLOAT32, w.rank(), 1, accumulate, nullptr}};
 }
 
 qt_status linear(qt_stream* stream, const qt_linear_args* args) {
@@ -106,24 +106,28 @@ namespace {
 // d_lora_a and d_lora_b, which accumulate; t [m, r] = dy B in dy's dtype.
 qt_status lora_gradients(qt_stream* stream, const qt_linear_backward_args* args, const Linear& w, const void* t, int64_t m) {
   const qt_tensor* lora_x = args->lora_x ? args->lora_x : args->x;
+  GroupedProduct products[2];
+  int count = 0;
   if (args->d_lora_a) {
     float* out = data_of<float>(args->d_lora_a);
     const Factor t_columns = column_factor(t, args->dy->dtype, w.rank());
-    if (qt_status status = lora_a_gradient(stream, w, column_factor(lora_x), t_columns, m, out, true)) return status;
+    products[count++] = lora_a_gradient(w, column_factor(lora_x), t_columns, m, out, true);
   }
-  if (!args->d_lora_b) return QT_OK;
-  Factor h;
-  if (args->lora_h) {
-    h = column_factor(args->lora_h);
-  } else {
-    void* data = stream->scratch(m * w.rank() * (lora_x->dtype == QT_FLOAT32 ? 4 : 2));
-    if (!data) return stream->out_of_scratch();
-    const Product down = {row_factor(lora_x), row_factor(w.lora_a), w.k, 1.0f};
-    const Result result = result_of(data, lora_x->dtype, w.rank(), false);
-    if (qt_status status = gemm(stream, m, w.rank(), &down, 1, result)) return status;
-    h = column_factor(data, lora_x->dtype, w.rank());
+  if (args->d_lora_b) {
+    Factor h;
+    if (args->lora_h) {
+      h = column_factor(args->lora_h);
+    } else {
+      void* data = stream->scratch(m * w.rank() * (lora_x->dtype == QT_FLOAT32 ? 4 : 2));
+      if (!data) return stream->out_of_scratch();
+      const Product down = {row_factor(lora_x), row_factor(w.lora_a), w.k, 1.0f};
+      const Result result = result_of(data, lora_x->dtype, w.rank(), false);
+      if (qt_status status = gemm(stream, m, w.rank(), &down, 1, result)) return status;
+      h = column_factor(data, lora_x->dtype, w.rank());
+    }
+    products[count++] = lora_b_gradient(w, h, column_factor(args->dy), m, data_of<float>(args->d_lora_b), true);
   }
-  return lora_b_gradient(stream, w, h, column_factor(args->dy), m, data_of<float>(args->d_lora_b), true);
+  return gemm_group(stream, products, count);
 }
 
 }  // namespace
@@ -132,20 +136,22 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
   const Linear w(args->weight, args->lora_a, args->lora_b, args->transposed != 0, static_cast<float>(args->lora_scale));
   const int64_t m = rows_of(args->dy);
   const Factor dy = row_factor(args->dy);
-  void* t_data = nullptr;  // dy B, not scaled
-  if (w.lora_a && (args->dx || args->d_lora_x || args->d_lora_a)) {
-    t_data = stream->scratch(m * w.rank() * (args->dy->dtype == QT_FLOAT32 ? 4 : 2) + 1);
-    if (!t_data) return stream->out_of_scratch();
-    if (qt_status status = lora_up_gradient(stream, w, dy, m, t_data, args->dy->dtype)) return status;
+  Result t{};  // dy B, not scaled
+  const bool joined = w.lora_a && args->dx && !args->lora_x;
+  if (joined || (w.lora_a && (args->d_lora_x || args->d_lora_a))) {
+    void* data = stream->scratch(m * w.rank() * (args->dy->dtype == QT_FLOAT32 ? 4 : 2) + 1);
+    if (!data) return stream->out_of_scratch();
+    t = result_of(data, args->dy->dtype, w.rank(), false);
+    if (!joined)
+      if (qt_status status = lora_up_gradient(stream, w, dy, m, t)) return status;
   }
-  const Factor t = row_factor(t_data, args->dy->dtype, w.rank());
   if (args->dx) {
     const Result dx = result_of(args->dx, args->accumulate != 0);
-    const bool joined = t_data && !args->lora_x;
     if (qt_status status = linear_input_gradient(stream, w, dy, joined ? &t : nullptr, m, dx)) return status;
   }
   if (args->d_lora_x) {
-    const Product down = {t, column_factor(w.lora_a), w.rank(), w.lora_scale};
+    const Factor rows = row_factor(t.data, t.dtype, w.rank());
+    const Product down = {rows, column_factor(w.lora_a), w.rank(), w.lora_scale};
     if (qt_status status = gemm(stream, m, w.k, &down, 1, result_of(args->d_lora_x, false))) return status;
   }
   if (args->d_weight) {
@@ -157,7 +163,7 @@ qt_status linear_backward(qt_stream* stream, const qt_linear_backward_args* args
     float* out = data_of<float>(args->d_bias);
     if (qt_status status = column_sums(stream, args->dy->data, args->dy->dtype, m, w.n, out, true)) return status;
   }
-  return w.lora_a ? lora_gradients(stream, args, w, t_data, m) : QT_OK;
+  return w.lora_a ? lora_gradients(stream, args, w, t.data, m) : QT_OK;
 }
 
 }  // namespace quantune::cuda

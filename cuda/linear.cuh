@@ -27,17 +27,15 @@ struct Linear {
 // y [m, n]; h, if not null, receives lora_x Aᵀ [m, r].
 qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lora_x, int64_t m, const Result& y,
                          const Result* h);
-// t = dy B [m, r], in `dtype`.
-qt_status lora_up_gradient(qt_stream* stream, const Linear& w, Factor dy, int64_t m, void* t, int32_t dtype);
-// dx = dy W + s t A, with t (rows, from lora_up_gradient) or null.
-qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const Factor* t, int64_t m, const Result& dx);
+// t = dy B [m, r].
+qt_status lora_up_gradient(qt_stream* stream, const Linear& w, Factor dy, int64_t m, const Result& t);
+// dx = dy W, and with t, which receives dy B, + s t A.
+qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const Result* t, int64_t m, const Result& dx);
 // Weight gradients, float32; factors whose outer indices are the columns of x [m, k], dy [m, n], t and h = x Aᵀ [m, r].
 qt_status linear_weight_gradient(qt_stream* stream, const Linear& w, const Factor& x, const Factor& dy, int64_t m, float* out,
                                  bool accumulate);
-qt_status lora_a_gradient(qt_stream* stream, const Linear& w, const Factor& x, const Factor& t, int64_t m, float* out,
-                          bool accumulate);
-qt_status lora_b_gradient(qt_stream* stream, const Linear& w, const Factor& h, const Factor& dy, int64_t m, float* out,
-                          bool accumulate);
+GroupedProduct lora_a_gradient(const Linear& w, const Factor& x, const Factor& t, int64_t m, float* out, bool accumulate);
+GroupedProduct lora_b_gradient(const Linear& w, const Factor& h, const Factor& dy, int64_t m, float* out, bool accumulate);
 // out [n] (+)= column sums of x [m, n], float32 or bfloat16, in a fixed order.
 qt_status column_sums(qt_stream* stream, const void* x, int32_t dtype, int64_t m, int64_t n, float* out, bool accumulate);
 

@@ -120,6 +120,9 @@ void race_access(Fiber* fiber, const void* address, size_t bytes, bool writes, c
 using RaceClock = std::vector<uint32_t>;
 void race_release(Fiber* fiber, RaceClock* object);
 void race_acquire(Fiber* fiber, const RaceClock& object);
+// Between blocks: who observes a counter comes after all that was published through it.
+void race_publish(Fiber* fiber, const void* counter);
+void race_observe(Fiber* fiber, const void* counter);
 #else
 inline void race_begin_block(Block&) {}
 inline void race_join(Fiber* const*, size_t) {}
@@ -127,6 +130,8 @@ inline void race_access(Fiber*, const void*, size_t, bool, const void*) {}
 struct RaceClock {};
 inline void race_release(Fiber*, RaceClock*) {}
 inline void race_acquire(Fiber*, const RaceClock&) {}
+inline void race_publish(Fiber*, const void*) {}
+inline void race_observe(Fiber*, const void*) {}
 #endif
 
 }  // namespace quantune::cuda::emulation

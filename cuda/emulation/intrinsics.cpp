@@ -9,6 +9,7 @@
 #include "include/cuda_fp16.h"
 #include "include/cuda_runtime.h"
 #include "mma.h"
+#include "ready.h"
 
 namespace quantune::cuda::emulation {
 
@@ -194,6 +195,17 @@ uint32_t atomic_compare(void* address, uint64_t expected, uint64_t desired, int 
 
 void note_access(const void* address, size_t bytes, bool writes) {
   race_access(this_block().self(), address, bytes, writes, __builtin_return_address(0));
+}
+
+void signal_ready(int32_t* counter) {
+  race_publish(this_block().self(), counter);
+  __atomic_fetch_add(counter, 1, __ATOMIC_SEQ_CST);
+}
+
+void wait_ready(const int32_t* counter, int32_t count) {
+  const int32_t seen = __atomic_load_n(counter, __ATOMIC_SEQ_CST);
+  if (seen < count) kernel_error("waits for %d blocks at a counter, and %d came before", count, seen);
+  race_observe(this_block().self(), counter);
 }
 
 }  // namespace quantune::cuda::emulation

@@ -2,10 +2,11 @@
 // ThreadSanitizer find them, exactly here: one host thread runs all of it). Kernels are compiled with -fsanitize=thread and
 // call the functions below for every access; the engine is not, and tells of what its intrinsics read and write. Happens-before
 // comes from
-// __syncthreads, __syncwarp, named barriers and mbarriers; shuffles and votes give none, as on the hardware. Atomics are not
-// seen.
+// __syncthreads, __syncwarp, named barriers and mbarriers, between blocks from the counters of ready.h; shuffles and votes give
+// none, as on the hardware. Atomics are not seen.
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -36,9 +37,22 @@ struct Page {
   Word words[kPageWords];
 };
 
-// Clocks of the block that runs; words of global memory outlive blocks (another block of the same grid is never ordered).
+// How far other blocks of the grid had come when they published what a thread has observed.
+using OtherBlocks = std::map<unsigned int, RaceClock>;
+
+void raise(RaceClock* to, const RaceClock& from) {
+  if (to->size() < from.size()) to->resize(from.size(), 0);
+  for (size_t t = 0; t < from.size(); t++) (*to)[t] = from[t] > (*to)[t] ? from[t] : (*to)[t];
+}
+void raise(OtherBlocks* to, const OtherBlocks& from) {
+  for (const auto& [block, clock] : from) raise(&(*to)[block], clock);
+}
+
+// Clocks of the block that runs; words of global memory outlive blocks.
 struct Clocks {
-  std::vector<RaceClock> of;  // [thread][thread]
+  std::vector<RaceClock> of;          // [thread][thread]
+  std::vector<OtherBlocks> observed;  // [thread]
+  std::unordered_map<const void*, OtherBlocks> published;
   std::vector<Word> shared = std::vector<Word>((kDynamicShared + kStaticShared + 2048) / 8 + 1);
   std::unordered_map<uint64_t, std::unique_ptr<Page>> global;
   uint64_t last_page = 0, blocks = 0, grid = 0;
@@ -75,6 +89,12 @@ void tell(const Block& block, const Access& before, const Access& now, const voi
   report_error(text);
 }
 
+bool has_observed(const OtherBlocks& others, const Access& before) {
+  if (others.empty()) return false;
+  auto found = others.find(before.block);
+  return found != others.end() && before.thread < found->second.size() && found->second[before.thread] >= before.tick;
+}
+
 // Compares with what is known about one word, and remembers. False: a race.
 bool touch(Clocks& c, Word& word, const Access& now, const void* address, Block& block, bool in_shared) {
   const uint64_t era = in_shared ? c.blocks : c.grid;
@@ -94,7 +114,8 @@ bool touch(Clocks& c, Word& word, const Access& now, const void* address, Block&
   for (size_t i = 0; i < word.accesses.size(); i++) {
     const Access& before = word.accesses[i];
     bool same_block = before.block == now.block;
-    bool ordered = same_block && (before.thread == now.thread || mine[before.thread] >= before.tick);
+    bool ordered = same_block ? before.thread == now.thread || mine[before.thread] >= before.tick
+                              : has_observed(c.observed[now.thread], before);
     bool conflict = (before.bytes & now.bytes) != 0 && (before.writes || now.writes);
     if (conflict && !ordered) {
       tell(block, before, now, address, in_shared);
@@ -116,8 +137,10 @@ bool touch(Clocks& c, Word& word, const Access& now, const void* address, Block&
 
 void race_begin_block(Block& block) {
   Clocks& c = clocks();
+  if (c.grid != block.grid_serial) c.published.clear();
   c.grid = block.grid_serial;
   c.blocks++;
+  c.observed.assign(block.threads, {});
   c.of.resize(block.threads);
   for (unsigned int i = 0; i < block.threads; i++) {
     c.of[i].assign(block.threads, 0);
@@ -138,6 +161,24 @@ void race_join(Fiber* const* fibers, size_t count) {
     c.of[fibers[i]->linear] = joined;
     c.of[fibers[i]->linear][fibers[i]->linear]++;
   }
+  OtherBlocks others;
+  for (size_t i = 0; i < count; i++) raise(&others, c.observed[fibers[i]->linear]);
+  if (others.empty()) return;
+  for (size_t i = 0; i < count; i++) c.observed[fibers[i]->linear] = others;
+}
+
+void race_publish(Fiber* fiber, const void* counter) {
+  Clocks& c = clocks();
+  OtherBlocks& there = c.published[counter];
+  raise(&there, c.observed[fiber->linear]);
+  raise(&there[this_block().serial], c.of[fiber->linear]);
+  c.of[fiber->linear][fiber->linear]++;
+}
+
+void race_observe(Fiber* fiber, const void* counter) {
+  Clocks& c = clocks();
+  auto found = c.published.find(counter);
+  if (found != c.published.end()) raise(&c.observed[fiber->linear], found->second);
 }
 
 void race_release(Fiber* fiber, RaceClock* object) {

@@ -59,6 +59,15 @@ const tiles = [
   [6, 50, 2240, 4, 'nf4', 0, 'x'],
   [12, 20, 520, 3, 'bfloat16', 0, 'lora_x'],
 ] as const
+/** Where a GPU computes an adapter's inner product in the same launch: enough of k, forward, backward or both. */
+const inner = [
+  [150, 200, 320, 64, 'nf4', 0, 'x'],
+  [300, 260, 270, 1, 'bfloat16', 0, 'x'],
+  [65, 256, 200, 8, 'fp4', 1, 'x'],
+  [33, 330, 331, 40, 'float16', 0, 'x'],
+  [300, 199, 64, 16, 'nf4', 0, 'x'],
+  [2060, 5, 256, 2, 'nf4', 0, 'x'],
+] as const
 /** What a CPU does with few rows: the weight as it lies in memory, codes in whole and in half registers. */
 const few = [
   [1, 37, 576, 4, 'nf4', 0, 'x'],
@@ -67,7 +76,7 @@ const few = [
   [4, 9, 320, 5, 'nf4', 0, 'x'],
   [5, 30, 70, 2, 'bfloat16', 0, 'x'],
 ] as const
-for (const [m, n, k, r, type, transposed, lora] of [...tiles, ...few])
+for (const [m, n, k, r, type, transposed, lora] of [...tiles, ...inner, ...few])
   cases.push({ ...{ m, n, k, r, type, transposed, lora }, bias: true, dtype: 'bfloat16' })
 
 async function operands({ m, n, k, r, type, transposed, lora, bias, dtype }: Case) {
