@@ -18,6 +18,7 @@ typedef enum qt_dtype {
   QT_UINT8 = 5,
   QT_NF4 = 6,
   QT_FP4 = 7,
+  QT_LLM_INT8 = 8,
 } qt_dtype;
 
 typedef enum qt_status {
@@ -29,17 +30,21 @@ typedef enum qt_status {
   QT_INTERNAL = 5,
 } qt_status;
 
-// Where the parts of a 4-bit weight lie inside its buffer (bytes from `data`); computed by the core (quant_layout.h).
+// Where the parts of a quantized weight lie inside its buffer (bytes from `data`); computed by the core (quant_layout.h).
+// LLM.int8: a block is one output of the layer with its inputs; their codes are a row, whichever way the tensor lies.
 typedef struct qt_quant {
-  int64_t block_size;     // 64 or 128 elements a block
-  int64_t blocks;         // ceil(elements / block_size)
+  int64_t block_size;     // 64 or 128 elements a block; LLM.int8: the inputs
+  int64_t blocks;         // ceil(elements / block_size); LLM.int8: the outputs
   int64_t double_quant;   // 0 | 1
-  int64_t codes;          // uint8 [ceil(elements / 2)], first code in the high nibble
+  int64_t codes;          // uint8 [ceil(elements / 2)], first code in the high nibble; LLM.int8: int8 [blocks, row_bytes]
   int64_t absmax;         // float32 [blocks], or uint8 [blocks] with double_quant
   int64_t nested_absmax;  // float32 [ceil(blocks / 256)], double_quant only
   int64_t nested_code;    // float32 [256], double_quant only
   int64_t offset;         // float32 [1], double_quant only
   int64_t bytes;          // of the whole buffer
+  int64_t row_bytes;      // LLM.int8: a multiple of 64, with zeros behind a row's codes
+  int64_t transposed;     // LLM.int8: 0, the tensor is [outputs, inputs] | 1, it is [inputs, outputs]
+  double threshold;       // LLM.int8: a column of x with a magnitude of at least this is not quantized; 0: all are
 } qt_quant;
 
 // A tensor as a kernel sees it: contiguous, row-major.
@@ -49,7 +54,7 @@ typedef struct qt_tensor {
   int32_t ndim;
   int32_t dtype;
   int64_t elements;
-  const qt_quant* quant;  // 4-bit only, else null
+  const qt_quant* quant;  // quantized only, else null
 } qt_tensor;
 
 typedef struct qt_tensor_list {

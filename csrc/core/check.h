@@ -11,12 +11,13 @@ namespace quantune {
 enum : uint32_t {
   kIsFloat32 = 1u << QT_FLOAT32,
   kIsInt32 = 1u << QT_INT32,
+  kIsInt8 = 1u << QT_INT8,
   kIsUint8 = 1u << QT_UINT8,
   kIsActivation = kIsFloat32 | 1u << QT_BFLOAT16,
   kIsFloat = kIsActivation | 1u << QT_FLOAT16,
   kIsFourBit = 1u << QT_NF4 | 1u << QT_FP4,
-  kIsWeight = kIsFloat | kIsFourBit,
-  kIsPlain = kIsFloat | kIsInt32 | 1u << QT_INT8 | kIsUint8,
+  kIsQuantized = kIsFourBit | 1u << QT_LLM_INT8,
+  kIsPlain = kIsFloat | kIsInt32 | kIsInt8 | kIsUint8,
 };
 
 // An operand with its name. `tensor` is null where an optional one is absent: then every check of it passes.

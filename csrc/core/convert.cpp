@@ -14,7 +14,6 @@ using cpu::core::from_float;
 using cpu::core::to_float;
 
 inline float to_float(int32_t x) { return static_cast<float>(x); }
-inline float to_float(int8_t x) { return static_cast<float>(x); }
 inline float to_float(uint8_t x) { return static_cast<float>(x); }
 
 template <class To, class From>

@@ -1,4 +1,4 @@
-// Moving data, norms, rope, activations, optimizer, 4-bit weights.
+// Moving data, norms, rope, activations, optimizer, quantized weights.
 #include "op_checks.h"
 
 namespace quantune {
@@ -147,21 +147,30 @@ void check_operands(Check& c, const qt_adamw_args& a) {
   }
 }
 
-// ---- 4-bit weights ---------------------------------------------------------------------------------------------------
+// ---- quantized weights -----------------------------------------------------------------------------------------------
 
 void check_operands(Check& c, const qt_quantize_args& a) {
-  c.dtype(N(q), kIsFourBit).dtype(N(w), kIsFloat).same_size(N(w), N(q));
+  c.dtype(N(q), kIsQuantized).dtype(N(w), kIsFloat).same_size(N(w), N(q));
+  if (a.q->dtype == QT_LLM_INT8) c.same_shape(N(w), N(q));
 }
 void check_operands(Check& c, const qt_dequantize_args& a) {
-  c.dtype(N(q), kIsFourBit).dtype(N(w), kIsFloat).same_size(N(w), N(q));
+  c.dtype(N(q), kIsQuantized).dtype(N(w), kIsFloat).same_size(N(w), N(q));
+  if (a.q->dtype == QT_LLM_INT8) c.same_shape(N(w), N(q));
 }
 
 namespace {
 
 void check_parts(Check& c, Named q, Named codes, Named absmax, Named nested_absmax, Named nested_code) {
-  c.dtype(q, kIsFourBit).dtype(codes, kIsUint8);
+  c.dtype(q, kIsQuantized);
   if (!c.ok()) return;
   const qt_quant& quant = *q.tensor->quant;
+  if (q.tensor->dtype == QT_LLM_INT8) {
+    c.dtype(codes, kIsInt8).shape(codes, {quant.blocks, quant.block_size});
+    c.dtype(absmax, kIsFloat32).elements(absmax, quant.blocks);
+    c.that(!nested_absmax.tensor && !nested_code.tensor, "nested_absmax or nested_code is given, but the weight is llm_int8");
+    return;
+  }
+  c.dtype(codes, kIsUint8);
   c.elements(codes, (q.tensor->elements + 1) / 2).elements(absmax, quant.blocks);
   c.dtype(absmax, quant.double_quant ? kIsUint8 : kIsFloat32);
   c.dtype(nested_absmax, kIsFloat32).elements(nested_absmax, (quant.blocks + 255) / 256);

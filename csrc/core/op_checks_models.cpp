@@ -12,8 +12,13 @@ struct WeightSize {
 
 // A weight [N, K], or [K, N] when transposed.
 WeightSize check_weight(Check& c, Named weight, int64_t transposed) {
-  c.dtype(weight, kIsWeight).ndim(weight, 2);
+  c.dtype(weight, kIsFloat | kIsQuantized).ndim(weight, 2);
   int64_t rows = weight.dim(0), columns = weight.dim(1);
+  if (weight.tensor->dtype == QT_LLM_INT8) {
+    constexpr int64_t most = INT32_MAX / (127 * 127);  // inputs of which the sum fits
+    c.that(weight.tensor->quant->transposed == (transposed != 0), "the weight was quantized for the other orientation");
+    c.that(weight.tensor->quant->block_size <= most, "an llm_int8 weight has at most " + std::to_string(most) + " inputs");
+  }
   return transposed ? WeightSize{columns, rows} : WeightSize{rows, columns};
 }
 
@@ -55,7 +60,12 @@ void check_operands(Check& c, const qt_embedding_backward_args& a) {
 // ---- matrix products -------------------------------------------------------------------------------------------------
 
 void check_operands(Check& c, const qt_matmul_args& a) {
-  c.dtype(N(a), kIsWeight).dtype(N(b), kIsWeight).dtype(N(c), kIsFloat).ndim(N(a), 2).ndim(N(b), 2).ndim(N(c), 2);
+  c.dtype(N(a), kIsFloat | kIsFourBit)
+      .dtype(N(b), kIsFloat | kIsFourBit)
+      .dtype(N(c), kIsFloat)
+      .ndim(N(a), 2)
+      .ndim(N(b), 2)
+      .ndim(N(c), 2);
   int64_t m = N(a).dim(a.transpose_a ? 1 : 0), k = N(a).dim(a.transpose_a ? 0 : 1);
   int64_t k_of_b = N(b).dim(a.transpose_b ? 1 : 0), n = N(b).dim(a.transpose_b ? 0 : 1);
   c.that(k == k_of_b, "a " + shape_text(a.a) + (a.transpose_a ? " transposed" : "") + " and b " + shape_text(a.b) +

@@ -12,6 +12,9 @@ constexpr int32_t kOpcodeBits = 12;
 constexpr int32_t kFirstOp = 64;   // operations: kFirstOp + their index in ops.def
 constexpr int32_t kSlotBits = 20;  // of a handle; the rest is its generation, never 0
 
+// How a weight is quantized: 4 bits, block size | double quantization << 16; LLM.int8, the threshold as a float32, with the
+// sign bit where the weight is transposed.
+
 // Words of the control block, on cache lines of their own.
 constexpr int32_t kControlTail = 0;       // words published, written by JavaScript
 constexpr int32_t kControlHead = 16;      // words consumed, written by the queue
@@ -20,7 +23,7 @@ constexpr int32_t kControlWords = 48;
 
 enum CoreOpcode : int32_t {
   kNextPage = 1,    // page
-  kCreate,          // handle, dtype, purpose, block size | double quantization << 16, number of dimensions, dimensions
+  kCreate,          // handle, dtype, purpose, how a weight is quantized, number of dimensions, dimensions
   kView,            // handle, base, first element (i64), number of dimensions, dimensions
   kRelease,         // handle
   kWrite,           // handle, staged data

@@ -158,14 +158,21 @@ void Device::create(const int32_t* r, int32_t words) {
   storage->purpose = purpose >= 0 && purpose < kPurposes ? purpose : kOther;
   storage->program = recording_;
   if (recording_) recording_->created.push_back(storage);
-  if (dtype < 0 || dtype >= kDtypes || !read_shape(r + 5, words - 5, &tensor)) {
+  if (dtype < 0 || dtype >= kDtypes || !read_shape(r + 5, words - 5, &tensor) || (dtype == QT_LLM_INT8 && tensor.ndim != 2)) {
     storage->poison = failure(QT_INVALID_ARGUMENT, "not a shape or dtype of a tensor");
     return;
   }
   tensor.dtype = dtype;
   if (is_quantized(dtype)) {
-    int32_t block_size = quantization & 0xffff;
-    storage->quant = quant_layout(tensor.elements, block_size == 128 ? 128 : 64, quantization >> 16 != 0);
+    if (dtype == QT_LLM_INT8) {
+      int32_t bits = quantization & INT32_MAX;
+      float threshold;
+      std::memcpy(&threshold, &bits, 4);
+      storage->quant = int8_layout(tensor.shape[0], tensor.shape[1], quantization < 0, threshold);
+    } else {
+      int32_t block_size = quantization & 0xffff;
+      storage->quant = four_bit_layout(tensor.elements, block_size == 128 ? 128 : 64, quantization >> 16 != 0);
+    }
     storage->bytes = storage->quant.bytes;
     tensor.quant = &storage->quant;
   } else {

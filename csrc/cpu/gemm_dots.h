@@ -2,6 +2,7 @@
 #pragma once
 #include "gemm.h"
 #include "gemm_pack.h"
+#include "int8.h"
 #include "simd/prefetch.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
@@ -65,6 +66,22 @@ void accumulate_rows(const Operand& o, int64_t few, const T* const (&row)[many],
   for (int j = 0; j < many; j++) {
     const Vec w = Vec::load_partial(row[j] + i, rest);
     for (int f = 0; f < Few; f++) sum[f][j] = fma(Vec::load(x + f * o.few_stride + i), w, sum[f][j]);  // padded with zeros
+  }
+}
+
+// Rows [row, row + rows) of codes of LLM.int8, each with a scale; past the last they repeat it.
+template <int Few>
+void accumulate_int8(const Operand& o, int64_t few, int64_t row, int rows, Vec (&sum)[Few][many]) {
+  const Int8 w(o.rows.data, o.rows.quant);
+  const int8_t* from[many];
+  for (int j = 0; j < many; j++) from[j] = w.codes + (row + (j < rows ? j : rows - 1)) * o.rows.outer_stride;
+  Vec part[Few][many];
+  for (int f = 0; f < Few; f++)
+    for (int j = 0; j < many; j++) part[f][j] = Vec::zero();
+  accumulate_rows<Few>(o, few, from, part);
+  for (int j = 0; j < many; j++) {
+    const Vec scale = Vec::broadcast(w.scale(row + (j < rows ? j : rows - 1)));
+    for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f][j], scale, sum[f][j]);
   }
 }
 

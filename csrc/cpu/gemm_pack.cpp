@@ -1,5 +1,7 @@
 #include "gemm_pack.h"
 
+#include "int8.h"
+
 namespace quantune::cpu::QT_CPU_VARIANT {
 
 namespace {
@@ -109,6 +111,7 @@ void pack_four_bit(const Factor& f, int64_t first, int lanes, int stride, int64_
 void pack_strip(const Factor& f, int64_t first, int lanes, int stride, int64_t k_start, int64_t k, float scale, float* out,
                 float* line) {
   if (is_four_bit(f.dtype)) return pack_four_bit(f, first, lanes, stride, k_start, k, scale, out, line);
+  if (f.dtype == QT_LLM_INT8) return pack_int8(f, first, lanes, stride, k_start, k, scale, out);
   with_storage(f.dtype, [&](auto type) {
     const auto* from = static_cast<decltype(type)>(f.data) + first * f.outer_stride + k_start * f.k_stride;
     if (f.k_stride == 1)

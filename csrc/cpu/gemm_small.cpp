@@ -90,6 +90,10 @@ void few_against(const Work& work, int64_t few, int64_t row, float* line) {
       accumulate_rows<Few>(o, few, from, sum);
       continue;
     }
+    if (o.rows.dtype == QT_LLM_INT8) {
+      accumulate_int8<Few>(o, few, row, rows, sum);
+      continue;
+    }
     with_storage(o.rows.dtype, [&](auto type) {
       decltype(type) from[many];
       for (int j = 0; j < many; j++) from[j] = static_cast<decltype(type)>(o.rows.data) + start[j];
@@ -160,7 +164,7 @@ bool prepare(qt_stream* stream, const Factor& few, int64_t count, const Factor& 
   if (!data || !line) return false;
   *out = {data, stride, order, rows, k};
   for (int64_t i = 0; i < count; i++) {
-    if (few.k_stride == 1 && !is_four_bit(few.dtype))
+    if (few.k_stride == 1 && !few.quant)
       widen(few.data, few.dtype, i * few.outer_stride, k, line, scale);
     else
       pack_strip(few, i, 1, 1, 0, k, scale, line, line);

@@ -37,7 +37,12 @@ const float* float_bias(qt_stream* stream, const qt_tensor* bias) {
 
 qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lora_x, int64_t m, const Result& y, Result* h) {
   Product products[2] = {{x, w.weight_rows(), w.k, 1.0f}, {}};
-  if (!w.lora_a) return gemm(stream, m, w.n, products, 1, y, w.compute);
+  int compute = w.compute;
+  if (is_int8(w.weight)) {
+    if (qt_status status = int8_input(stream, x, m, w.k, w.weight->quant->threshold, &products[0].a)) return status;
+    compute = QT_FLOAT32;  // in which the products of codes are exact
+  }
+  if (!w.lora_a) return gemm(stream, m, w.n, products, 1, y, compute);
   Result own;
   if (!h) {
     float* data = stream->scratch_of<float>(m * w.rank());
@@ -52,7 +57,7 @@ qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lo
     if (qt_status status = gemm(stream, m, w.rank(), &down, 1, *h, w.compute)) return status;
   }
   products[1] = {{h->data, h->dtype, nullptr, w.rank(), 1}, rows_of(w.lora_b), w.rank(), w.lora_scale};
-  return gemm(stream, m, w.n, products, 2, y, w.compute);
+  return gemm(stream, m, w.n, products, 2, y, compute);
 }
 
 qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const float* t, int64_t m, const Result& dx) {

@@ -1,6 +1,6 @@
 // The pieces of a linear layer that `linear`, `linear_backward` and the loss share.
 #pragma once
-#include "gemm.h"
+#include "int8.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
@@ -23,8 +23,12 @@ struct Linear {
         k(weight->shape[transposed ? 0 : 1]),
         compute(activation) {}
   int64_t rank() const { return lora_a->shape[0]; }
-  Factor weight_rows() const { return transposed ? columns_of(weight) : rows_of(weight); }     // outer index: output
-  Factor weight_columns() const { return transposed ? rows_of(weight) : columns_of(weight); }  // outer index: input
+  Factor weight_rows() const {  // outer index: output
+    return is_int8(weight) ? int8_outputs(weight) : transposed ? columns_of(weight) : rows_of(weight);
+  }
+  Factor weight_columns() const {  // outer index: input
+    return is_int8(weight) ? int8_inputs(weight) : transposed ? rows_of(weight) : columns_of(weight);
+  }
 };
 
 // The bias as float32, a copy in scratch memory where it is stored otherwise; null when there is no memory.

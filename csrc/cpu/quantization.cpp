@@ -1,10 +1,12 @@
-// 4-bit weights as bitsandbytes makes them: per block of 64 or 128 elements of the flattened weight the largest magnitude
-// (absmax) and codes of 4 bits; with double quantization the absmax, less their mean, become 8-bit codes in blocks of 256.
+// Quantized weights; here those of 4 bits (the others: int8_weights.cpp), as bitsandbytes makes them: per block of 64 or 128
+// elements of the flattened weight the largest magnitude (absmax) and codes of 4 bits; with double quantization the absmax,
+// less their mean, become 8-bit codes in blocks of 256.
 #include <cmath>
 #include <type_traits>
 
 #include "four_bit.h"
 #include "gemm.h"
+#include "int8.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
@@ -164,6 +166,7 @@ void quantize_absmax(float* absmax, int64_t blocks, const uint8_t* lookup, const
 }  // namespace
 
 qt_status quantize(qt_stream* stream, const qt_quantize_args* args) {
+  if (is_int8(args->q)) return int8_quantize(stream, args);
   const qt_tensor *w = args->w, *out = args->q;
   const qt_quant* layout = out->quant;
   const MutableFourBit q(out);
@@ -203,6 +206,7 @@ qt_status quantize(qt_stream* stream, const qt_quantize_args* args) {
 }
 
 qt_status dequantize(qt_stream* stream, const qt_dequantize_args* args) {
+  if (is_int8(args->q)) return int8_dequantize(stream, args);
   const qt_tensor *out = args->w, *from = args->q;
   const FourBit q(from->data, from->quant, from->dtype);
   constexpr int64_t step = 4096;
@@ -221,6 +225,7 @@ qt_status dequantize(qt_stream* stream, const qt_dequantize_args* args) {
 }
 
 qt_status quantized_load(qt_stream*, const qt_quantized_load_args* args) {
+  if (is_int8(args->q)) return int8_load(args), QT_OK;
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);
   std::memcpy(q.codes, args->codes->data, static_cast<size_t>((args->q->elements + 1) / 2));
@@ -234,6 +239,7 @@ qt_status quantized_load(qt_stream*, const qt_quantized_load_args* args) {
 }
 
 qt_status quantized_export(qt_stream*, const qt_quantized_export_args* args) {
+  if (is_int8(args->q)) return int8_export(args), QT_OK;
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);
   std::memcpy(args->codes->data, q.codes, static_cast<size_t>((args->q->elements + 1) / 2));

@@ -1,9 +1,10 @@
 import { invalidArgument } from '../errors.js'
+import { isQuantized } from '../tensor/dtype.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 
 /**
- * A named weight. Frozen ones keep their file's type (4-bit included); trainable ones are float32, the masters that the optimizer
+ * A named weight. Frozen ones keep their file's type, or are quantized; trainable ones are float32, the masters that the optimizer
  * updates. Owns its value and its gradient.
  */
 export class Parameter {
@@ -67,7 +68,7 @@ export class Parameter {
     return this.#requiresGrad
   }
 
-  /** Making a 16-bit weight trainable converts it to float32; a 4-bit one cannot be trained. */
+  /** Making a 16-bit weight trainable converts it to float32; a quantized one cannot be trained. */
   set requiresGrad(trainable: boolean) {
     if (trainable && this.dtype !== 'float32') {
       if (this.dtype !== 'bfloat16' && this.dtype !== 'float16') {
@@ -99,10 +100,10 @@ export class Parameter {
     if (this.#gradient) this.#gradient.device.ops.fill(this.#gradient, 0)
   }
 
-  /** A copy of the values; a 4-bit weight arrives dequantized. */
+  /** A copy of the values; a quantized weight arrives dequantized. */
   async data(): Promise<Float32Array> {
     const value = this.#value
-    if (value.dtype !== 'nf4' && value.dtype !== 'fp4') return (await value.data()) as Float32Array
+    if (!isQuantized(value.dtype)) return (await value.data()) as Float32Array
     const dense = Tensor.empty(value.device, value.shape, 'float32', 'other')
     value.device.ops.dequantize(dense, value)
     const data = dense.data()

@@ -7,7 +7,7 @@ import type { LoraLayer } from '../peft/adapter.js'
 import { adapterMismatch } from '../peft/config-file.js'
 import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
 import { LoraAdapter, type LoraConfig } from '../peft/lora.js'
-import { type DType, keep, scope, Tensor } from '../tensor/index.js'
+import { type DType, isQuantized, keep, scope, Tensor } from '../tensor/index.js'
 import { trainingOf } from './calls.js'
 import type { ModelAdapter, ModelState } from './state.js'
 import { giveTokenRows, NEW_TOKENS, suppress } from './tokens.js'
@@ -100,7 +100,7 @@ export function addLoraDelta(target: Tensor, { a, b, scale }: LoraLayer, { trans
 /** A float32 copy of a weight of any type; the caller disposes of it. */
 export function toFloat32(weight: Tensor, purpose: 'weights' | 'other'): Tensor {
   const copy = Tensor.empty(weight.device, weight.shape, 'float32', purpose)
-  if (weight.dtype === 'nf4' || weight.dtype === 'fp4') weight.device.ops.dequantize(copy, weight)
+  if (isQuantized(weight.dtype)) weight.device.ops.dequantize(copy, weight)
   else weight.device.ops.copy(copy, weight)
   return copy
 }
@@ -115,9 +115,9 @@ function mergeBytes(state: ModelState, adapter: ModelAdapter): number {
   return bytes
 }
 
-/** 4-bit weights are merged in the compute dtype, others in their own. */
+/** Quantized weights are merged in the compute dtype, others in their own. */
 function mergedType(state: ModelState, dtype: DType): DType {
-  return dtype === 'nf4' || dtype === 'fp4' ? state.dtype : dtype
+  return isQuantized(dtype) ? state.dtype : dtype
 }
 
 /** Puts W + s B A in the place of each adapted weight and keeps the old ones aside, so that unmerging is exact. */

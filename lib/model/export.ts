@@ -1,7 +1,7 @@
 /** What each weight is when a model is written: the base's own, with an adapter's updates and token rows added. */
 import type { TokenRows } from '../peft/adapter.js'
 import { isTied } from '../peft/token-rows.js'
-import { type MappedFile, scope, Tensor } from '../tensor/index.js'
+import { isQuantized, type MappedFile, scope, Tensor } from '../tensor/index.js'
 import { addLoraDelta, toFloat32 } from './adapters.js'
 import { dtypeOfFile, type Origin, originDtype } from './load.js'
 import type { ModelAdapter, ModelState } from './state.js'
@@ -99,8 +99,7 @@ class Exporter {
     const { merged, network, origins, device } = this.#state
     const value = merged?.replaced.get(parameter) ?? network.parameters.get(parameter)!.value
     const stored = origins.get(parameter)?.stored
-    if (this.#base === 'dequantized' || !stored || (value.dtype !== 'nf4' && value.dtype !== 'fp4'))
-      return toFloat32(value, 'other')
+    if (this.#base === 'dequantized' || !stored || !isQuantized(value.dtype)) return toFloat32(value, 'other')
     const file = device.openFile(stored.path)
     files.push(file)
     return toFloat32(

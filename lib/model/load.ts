@@ -4,8 +4,15 @@ import type { SafetensorsDtype } from '../formats/safetensors.js'
 import type { StoredTensor, WeightFiles } from '../formats/weight-files.js'
 import type { Architecture, CausalLM } from '../models/index.js'
 import { initialize } from '../nn/index.js'
-import { describeFourBit, isFourBit, type StoredFourBitWeight } from '../quantization/bitsandbytes.js'
-import type { ResolvedQuantization } from '../quantization/config.js'
+import {
+  describeFourBit,
+  describeInt8,
+  isFourBit,
+  isInt8,
+  type StoredFourBitWeight,
+  type StoredInt8Weight,
+} from '../quantization/bitsandbytes.js'
+import { defaultThreshold, type ResolvedFourBit, type ResolvedInt8, type ResolvedQuantization } from '../quantization/config.js'
 import { type Device, type DType, type MappedFile, type Purpose, Tensor } from '../tensor/index.js'
 import type { Progress } from './options.js'
 import { locateParameters, type PlannedParameter, planParameters } from './plan.js'
@@ -13,7 +20,7 @@ import { locateParameters, type PlannedParameter, planParameters } from './plan.
 /** Where a parameter came from: what `savePretrained` writes in the file's own type, or streams from the file again. */
 export interface Origin {
   readonly dtype: 'F32' | 'F16' | 'BF16'
-  /** null for weights that no 16- or 32-bit file holds (four-bit folders, new models) */
+  /** null for weights that no 16- or 32-bit file holds (quantized folders, new models) */
   readonly stored: StoredTensor | null
 }
 
@@ -27,7 +34,10 @@ export interface LoadOptions {
   config: Readonly<Record<string, unknown>>
   device: Device
   dtype: 'float32' | 'bfloat16'
+  /** What becomes of the weights. */
   quantization: ResolvedQuantization | null
+  /** What they are in the files already. */
+  stored?: ResolvedQuantization | null
   signal?: AbortSignal | undefined
   onProgress?: ((progress: Progress) => void) | undefined
 }
@@ -36,6 +46,7 @@ export const dtypeOfFile: Partial<Record<SafetensorsDtype, DType>> = {
   F32: 'float32',
   F16: 'float16',
   BF16: 'bfloat16',
+  I8: 'int8',
   U8: 'uint8',
 }
 
@@ -86,9 +97,7 @@ class Loader {
 
   async load(parameter: PlannedParameter, stored: StoredTensor): Promise<{ value: Tensor; origin: Origin }> {
     this.#options.signal?.throwIfAborted()
-    const loaded = isFourBit(this.#files, stored.name)
-      ? this.#fourBit(parameter, await describeFourBit(this.#files, stored.name))
-      : { value: this.#dense(parameter, stored), origin: { dtype: stored.dtype as Origin['dtype'], stored } }
+    const loaded = await this.#weight(parameter, stored)
     this.#loadedBytes += stored.byteLength
     if (this.#loadedBytes - this.#waitedBytes > bytesInFlight) {
       await this.#options.device.settled()
@@ -112,31 +121,57 @@ class Loader {
     onProgress?.({ stage: quantization ? 'quantize' : 'load', file: path, loadedBytes: this.#loadedBytes, totalBytes })
   }
 
-  #dense({ quantize }: PlannedParameter, stored: StoredTensor): Tensor {
+  async #weight(parameter: PlannedParameter, stored: StoredTensor): Promise<{ value: Tensor; origin: Origin }> {
+    const files = this.#files
+    const quantized: Origin = { dtype: originDtype(this.#options.config), stored: null }
+    if (isFourBit(files, stored.name))
+      return { value: this.#fourBit(parameter, await describeFourBit(files, stored.name)), origin: quantized }
+    if (isInt8(files, stored.name)) {
+      const [rows, columns] = parameter.shape as [number, number]
+      const size = parameter.transposed ? ([columns, rows] as const) : ([rows, columns] as const)
+      return { value: this.#int8(parameter, await describeInt8(files, stored.name, size)), origin: quantized }
+    }
+    return { value: this.#dense(parameter, stored), origin: { dtype: stored.dtype as Origin['dtype'], stored } }
+  }
+
+  #dense(parameter: PlannedParameter, stored: StoredTensor): Tensor {
     const { device, quantization } = this.#options
+    const quantize = parameter.quantize && quantization
     const value = this.#read(stored, dtypeOfFile[stored.dtype]!, stored.shape, quantize ? 'other' : 'weights')
-    if (quantize && quantization)
-      return consume(value, quantized(device, stored.shape, quantization), (q, w) => device.ops.quantize(q, w))
+    if (quantize) return consume(value, quantized(device, parameter, quantize), (q, w) => device.ops.quantize(q, w))
     // Norms and biases are small, and kernels read them as float32.
     if (stored.shape.length > 1 || value.dtype === 'float32') return value
     return consume(value, Tensor.empty(device, stored.shape, 'float32', 'weights'), (to, from) => device.ops.copy(to, from))
   }
 
-  #fourBit({ name, shape }: PlannedParameter, weight: StoredFourBitWeight): { value: Tensor; origin: Origin } {
+  #fourBit(parameter: PlannedParameter, weight: StoredFourBitWeight): Tensor {
     const { device } = this.#options
+    const { name, shape } = parameter
     if (weight.shape.join() !== shape.join()) {
       const problem = `was quantized as [${weight.shape.join(', ')}], config.json asks for [${shape.join(', ')}]`
       throw corruptFile(weight.codes.path, problem, { tensor: name })
     }
     const { nested } = weight
-    const value = quantized(device, shape, { ...weight, doubleQuant: nested !== null })
+    const value = quantized(device, parameter, { ...weight, doubleQuant: nested !== null })
     const flat = (stored: StoredTensor) =>
       this.#read(stored, dtypeOfFile[stored.dtype]!, [stored.byteLength / (stored.dtype === 'F32' ? 4 : 1)], 'other')
     const codes = this.#read(weight.codes, 'uint8', [weight.codes.byteLength], 'other')
     const parts = [codes, flat(weight.absmax), nested && flat(nested.absmax), nested && flat(nested.code)] as const
     device.ops.quantized_load(value, ...parts, nested?.offset ?? 0)
     for (const part of parts) part?.dispose()
-    return { value, origin: { dtype: originDtype(this.#options.config), stored: null } }
+    return value
+  }
+
+  #int8(parameter: PlannedParameter, weight: StoredInt8Weight): Tensor {
+    const { device, stored } = this.#options
+    const threshold = stored?.type === 'int8' ? stored.threshold : defaultThreshold
+    const value = quantized(device, parameter, { type: 'int8', threshold })
+    const codes = this.#read(weight.codes, 'int8', weight.codes.shape, 'other')
+    const absmax = this.#read(weight.absmax, 'float32', [weight.absmax.byteLength / 4], 'other')
+    device.ops.quantized_load(value, codes, absmax, null, null, 0)
+    codes.dispose()
+    absmax.dispose()
+    return value
   }
 
   #read(stored: StoredTensor, dtype: DType, shape: readonly number[], purpose: Purpose): Tensor {
@@ -149,11 +184,12 @@ class Loader {
   }
 }
 
-function quantized(
-  device: Device,
-  shape: readonly number[],
-  { type, blockSize, doubleQuant }: Omit<ResolvedQuantization, 'skipModules'>,
-): Tensor {
+type HowQuantized = Omit<ResolvedFourBit, 'skipModules'> | Omit<ResolvedInt8, 'skipModules'>
+
+function quantized(device: Device, { shape, transposed }: PlannedParameter, how: HowQuantized): Tensor {
+  if (how.type === 'int8')
+    return Tensor.emptyQuantized(device, shape, { type: 'llm_int8', threshold: how.threshold, transposed }, 'weights')
+  const { type, blockSize, doubleQuant } = how
   return Tensor.emptyQuantized(device, shape, { type, blockSize, doubleQuant }, 'weights')
 }
 
@@ -178,13 +214,14 @@ export function initializeNetwork(options: LoadOptions & { seed: number; trainab
   const storage = options.trainable ? 'float32' : dtypeOfFile[origin.dtype]!
   const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]))
   const create = (name: string) => {
-    const { shape, init, quantize } = byName.get(name)!
+    const parameter = byName.get(name)!
+    const { shape, init, quantize } = parameter
     const drawn = Tensor.empty(device, shape, 'float32', 'weights')
     initialize(drawn, name, init, seed)
     if (quantize && quantization) {
       return new Parameter(
         name,
-        consume(drawn, quantized(device, shape, quantization), (q, w) => device.ops.quantize(q, w)),
+        consume(drawn, quantized(device, parameter, quantization), (q, w) => device.ops.quantize(q, w)),
       )
     }
     if (shape.length === 1 || storage === 'float32') return new Parameter(name, drawn)

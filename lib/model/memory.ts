@@ -4,7 +4,7 @@ import { architectureOf, type CausalLM } from '../models/index.js'
 import { parseOptions } from '../options.js'
 import { type LoraConfig, loraConfigSchema } from '../peft/lora.js'
 import { selectModules } from '../peft/target-modules.js'
-import { isFourBit } from '../quantization/bitsandbytes.js'
+import { isFourBit, isInt8 } from '../quantization/bitsandbytes.js'
 import {
   parseQuantization,
   parseStoredQuantization,
@@ -68,11 +68,11 @@ export async function estimateMemory(source: string, given: EstimateOptions): Pr
   const { parameters, network } = planParameters(architecture, config, stored ?? wanted)
   const located = locateParameters(files, parameters, architecture)
   let weights = 0
-  for (const { name, shape, quantize } of parameters) {
+  for (const { name, shape, transposed, quantize } of parameters) {
     const elements = shape.reduce((product, n) => product * n, 1)
     const tensor = located.get(name)!
-    const fourBit = stored ? isFourBit(files, tensor.name) : quantize
-    if (fourBit) weights += fourBitBytes(elements, (stored ?? wanted)!)
+    const quantized = stored ? isFourBit(files, tensor.name) || isInt8(files, tensor.name) : quantize
+    if (quantized) weights += quantizedBytes(transposed ? [...shape].reverse() : shape, (stored ?? wanted)!)
     else weights += elements * (trainable || shape.length === 1 ? 4 : elementBytes[tensor.dtype]!)
   }
   const adapters = adapter ? 4 * adapterElements(network, adapter) : 0
@@ -90,8 +90,14 @@ function countElements(parameters: readonly { shape: readonly number[] }[]): num
   return parameters.reduce((sum, { shape }) => sum + shape.reduce((product, n) => product * n, 1), 0)
 }
 
-/** Codes, and a scale a block: float32, or one byte and a 256th of a float32. */
-export function fourBitBytes(elements: number, { blockSize, doubleQuant }: ResolvedQuantization): number {
+/**
+ * Codes and scales. 4 bits: a scale a block, float32, or one byte and a 256th of a float32. int8: a float32 an output.
+ * @param shape [outputs, inputs]
+ */
+export function quantizedBytes([outputs, inputs]: readonly number[], how: ResolvedQuantization): number {
+  if (how.type === 'int8') return outputs! * (64 * Math.ceil(inputs! / 64) + 4)
+  const { blockSize, doubleQuant } = how
+  const elements = outputs! * inputs!
   const blocks = Math.ceil(elements / blockSize)
   return Math.ceil(elements / 2) + (doubleQuant ? blocks + 4 * Math.ceil(blocks / 256) : 4 * blocks)
 }

@@ -64,7 +64,7 @@ export class Model implements AsyncDisposable {
     const architecture = architectureOf(config)
     const { vocabSize } = architecture.parseConfig(config)
     const stored = chooseQuantization(wanted, parseStoredQuantization(config))
-    refuseTrainingFourBits(trainable, stored ?? wanted)
+    refuseTrainingQuantized(trainable, stored ?? wanted)
     const tokenizer = await readTokenizer(folder, vocabSize)
     const files = await openWeightFiles(folder)
     const device = await Device.open(deviceName)
@@ -75,6 +75,7 @@ export class Model implements AsyncDisposable {
       device,
       dtype: compute,
       quantization: stored ? null : wanted,
+      stored,
       signal,
       onProgress,
     })
@@ -92,7 +93,7 @@ export class Model implements AsyncDisposable {
     const { vocabSize } = architecture.parseConfig(config)
     if (parsed.tokenizer) checkVocabulary('FromConfigOptions.tokenizer', parsed.tokenizer, vocabSize)
     const quantization = parseQuantization(parsed.quantization)
-    refuseTrainingFourBits(parsed.trainable, quantization)
+    refuseTrainingQuantized(parsed.trainable, quantization)
     const device = await Device.open(parsed.device)
     const dtype = parsed.dtype === 'auto' ? autoDtype(device) : parsed.dtype
     const { seed, trainable, generationConfig } = parsed
@@ -313,7 +314,7 @@ function autoDtype(device: Device): 'float32' | 'bfloat16' {
   return device.name.startsWith('cuda') || device.variant === 'avx512bf16' ? 'bfloat16' : 'float32'
 }
 
-function refuseTrainingFourBits(trainable: boolean, quantization: ResolvedQuantization | null): void {
+function refuseTrainingQuantized(trainable: boolean, quantization: ResolvedQuantization | null): void {
   if (!trainable || !quantization) return
   throw invalidArgument(
     `trainable: ${quantization.type} weights cannot be trained; train an adapter, or load without quantization`,

@@ -4,7 +4,7 @@ import { corruptFile } from '../formats/errors.js'
 import type { StoredTensor, WeightFiles } from '../formats/weight-files.js'
 import type { Architecture, CausalLM } from '../models/index.js'
 import type { Initializer } from '../nn/index.js'
-import { isCompanion, isFourBit } from '../quantization/bitsandbytes.js'
+import { isCompanion, isFourBit, isInt8 } from '../quantization/bitsandbytes.js'
 import { namesModule, type ResolvedQuantization, unsupportedMethod } from '../quantization/config.js'
 
 /** A parameter before it exists. */
@@ -12,6 +12,8 @@ export interface PlannedParameter {
   readonly name: string
   readonly shape: readonly number[]
   readonly init: Initializer
+  /** [in, out]: a weight of GPT-2's Conv1D. */
+  readonly transposed: boolean
   /** Its weight belongs to a linear layer that `quantization` covers. */
   readonly quantize: boolean
 }
@@ -29,11 +31,17 @@ export function planParameters(
   }
   const network = architecture.create(architecture.parseConfig(config), shapeOnly, { dtype: 'float32' })
   const quantized = new Set<string>()
-  for (const [module, { weight }] of network.linearLayers) {
+  const lying = new Set<string>()
+  for (const [module, { weight, transposed }] of network.linearLayers) {
+    if (transposed) lying.add(weight.name)
     const tied = weight.name !== `${module}.weight`
     if (quantization && !tied && !namesModule(quantization.skipModules, module)) quantized.add(weight.name)
   }
-  const parameters = [...planned.values()].map((entry) => ({ ...entry, quantize: quantized.has(entry.name) }))
+  const parameters = [...planned.values()].map((entry) => ({
+    ...entry,
+    transposed: lying.has(entry.name),
+    quantize: quantized.has(entry.name),
+  }))
   return { parameters, network }
 }
 
@@ -50,7 +58,7 @@ export function locateParameters(
       .map((candidate) => files.tensors.get(candidate))
       .find((tensor) => tensor)
     if (stored === undefined) throw corruptFile(files.folder, 'is not in the model’s files', { tensor: name })
-    if (!isFourBit(files, stored.name)) checkStored(stored, shape)
+    if (!isFourBit(files, stored.name) && !isInt8(files, stored.name)) checkStored(stored, shape)
     located.set(name, stored)
   }
   refuseStrangers(files, located, parameters)

@@ -7,6 +7,7 @@ import { writeFolder } from '../formats/atomic-folder.js'
 import { byteLengthOf } from '../formats/safetensors.js'
 import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
 import { parseOptions } from '../options.js'
+import { isQuantized } from '../tensor/index.js'
 import { type WeightExport, weightExports } from './export.js'
 import { originDtype } from './load.js'
 import type { ModelAdapter, ModelState } from './state.js'
@@ -17,7 +18,7 @@ export interface SavePretrainedOptions {
   /**
    * What a quantized weight becomes: 'original' reads it again from the 16- or 32-bit files that the model was loaded from (default
    * where there are such): the better model in most cases, as only the adapter's update is new. 'dequantized' is exactly what was
-   * trained and evaluated: take it where the outputs must be the same. Four bits are never written.
+   * trained and evaluated: take it where the outputs must be the same. Codes are never written.
    */
   base?: 'original' | 'dequantized'
   /** Default: each weight in its file's type. */
@@ -96,9 +97,8 @@ async function chooseBase(
   folder: string,
   wanted: 'original' | 'dequantized' | undefined,
 ): Promise<'original' | 'dequantized'> {
-  const isFourBit = (dtype: string) => dtype === 'nf4' || dtype === 'fp4'
   const quantized = [...state.network.parameters.values()].filter(({ name, dtype }) => {
-    return isFourBit(state.merged?.replaced.get(name)?.dtype ?? dtype)
+    return isQuantized(state.merged?.replaced.get(name)?.dtype ?? dtype)
   })
   const available = quantized.every(({ name }) => state.origins.get(name)?.stored)
   if (wanted === 'original' && !available) {

@@ -11,6 +11,7 @@ import { readSafetensorsHeader, type SafetensorsEntry } from '../formats/safeten
 import { type SafetensorsSource, writeSafetensors } from '../formats/safetensors-writer.js'
 import { readTensorBytes } from '../formats/weight-files.js'
 import type { CausalLM } from '../models/causal-lm.js'
+import { isQuantized } from '../tensor/dtype.js'
 import { PEFT_PREFIX, type TokenRows } from './adapter.js'
 import { adapterConfigJson, adapterMismatch, readAdapterConfig } from './config-file.js'
 import { LoraAdapter } from './lora.js'
@@ -189,7 +190,7 @@ async function isBaseTable(
   network: CausalLM,
 ): Promise<boolean> {
   const weight = network.parameters.get(`${module}.weight`) ?? network.linearLayers.get(module)?.weight
-  if (!weight || weight.dtype === 'nf4' || weight.dtype === 'fp4') return false
+  if (!weight || isQuantized(weight.dtype)) return false
   const [vocabulary, width] = weight.shape as [number, number]
   const [rows, columns] = entry.shape
   if (columns !== width || rows! < vocabulary) return false

@@ -4,6 +4,7 @@ import { invalidArgument } from '../errors.js'
 import type { CausalLM, LinearLayerInfo } from '../models/causal-lm.js'
 import { type Initializer, initialize } from '../nn/index.js'
 import { parseOptions } from '../options.js'
+import { isQuantized } from '../tensor/dtype.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type Adapter, type LoraLayer, PEFT_PREFIX, type TokenRows } from './adapter.js'
@@ -162,7 +163,7 @@ export class LoraAdapter implements Adapter {
     const copy = scope(() => {
       const { value } = parameter
       const target = Tensor.empty(value.device, value.shape, 'float32', 'adapters')
-      if (value.dtype === 'nf4' || value.dtype === 'fp4') value.device.ops.dequantize(target, value)
+      if (isQuantized(value.dtype)) value.device.ops.dequantize(target, value)
       else value.device.ops.copy(target, value)
       return keep(target)
     })

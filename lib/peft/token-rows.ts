@@ -1,6 +1,7 @@
 import { type OutputRows, Parameter } from '../autograd/index.js'
 import { invalidArgument } from '../errors.js'
 import type { CausalLM } from '../models/causal-lm.js'
+import { isQuantized } from '../tensor/dtype.js'
 import { keep } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type Adapter, type LoraLayer, PEFT_PREFIX, type TokenRows } from './adapter.js'
@@ -58,7 +59,7 @@ type ChangesLayers = Pick<Adapter, 'name' | 'replaced'> & { layers: ReadonlyMap<
  */
 export function checkHead({ headName, linearLayers }: CausalLM, adapter: ChangesLayers | null): void {
   const { dtype } = linearLayers.get(headName)!.weight
-  const quantized = dtype === 'nf4' || dtype === 'fp4'
+  const quantized = isQuantized(dtype)
   if (!quantized && !adapter?.layers.has(headName) && !adapter?.replaced(`${headName}.weight`)) return
   const problem = quantized
     ? `is ${dtype} (leave it out with skipModules)`

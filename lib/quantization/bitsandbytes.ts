@@ -1,4 +1,4 @@
-/** Four-bit weights as bitsandbytes stores them: the packed codes under the weight's name, everything else beside it. */
+/** Quantized weights as bitsandbytes stores them: the codes under the weight's name, everything else beside it. */
 
 import { elementsOf } from '../formats/dtypes.js'
 import { corruptFile } from '../formats/errors.js'
@@ -19,6 +19,13 @@ export interface StoredFourBitWeight {
   readonly nested: { readonly absmax: StoredTensor; readonly code: StoredTensor; readonly offset: number } | null
 }
 
+export interface StoredInt8Weight {
+  /** int8 [outputs, inputs], of a transposed layer too */
+  readonly codes: StoredTensor
+  /** float32 [outputs] */
+  readonly absmax: StoredTensor
+}
+
 const marker = '.quant_state.bitsandbytes__'
 
 /** Whether the files hold this weight in four bits. */
@@ -26,9 +33,14 @@ export function isFourBit(files: WeightFiles, name: string): boolean {
   return files.tensors.has(`${name}${marker}nf4`) || files.tensors.has(`${name}${marker}fp4`)
 }
 
-/** The names of a four-bit weight's companions, so that they are not taken for parameters. */
+/** Whether the files hold this weight as LLM.int8. */
+export function isInt8(files: WeightFiles, name: string): boolean {
+  return files.tensors.get(name)?.dtype === 'I8'
+}
+
+/** The names of a quantized weight's companions, so that they are not taken for parameters. */
 export function isCompanion(name: string): boolean {
-  return /\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$/.test(name)
+  return /\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+|SCB|weight_format)$/.test(name)
 }
 
 /** Reads and checks the description of a four-bit weight. @throws ERR_CORRUPT_FILE, ERR_UNSUPPORTED_QUANTIZATION */
@@ -52,9 +64,34 @@ export async function describeFourBit(files: WeightFiles, name: string): Promise
   return { ...common, absmax: part(files, `${name}.absmax`, 'U8', blocks), nested }
 }
 
+/**
+ * Reads and checks the parts of an LLM.int8 weight: beside the codes `SCB`, the largest magnitudes, and perhaps `weight_format`, of which
+ * only rows (0) are written today.
+ * @param shape [outputs, inputs]
+ * @throws ERR_CORRUPT_FILE, ERR_UNSUPPORTED_QUANTIZATION
+ */
+export async function describeInt8(
+  files: WeightFiles,
+  name: string,
+  shape: readonly [number, number],
+): Promise<StoredInt8Weight> {
+  const codes = files.tensors.get(name)!
+  if (codes.shape.join() !== shape.join()) {
+    const problem = `was quantized as [${codes.shape.join(', ')}], config.json asks for [${shape.join(', ')}]`
+    throw corruptFile(codes.path, problem, { tensor: name })
+  }
+  const module = name.slice(0, name.lastIndexOf('.'))
+  const format = files.tensors.get(`${module}.weight_format`)
+  if (format !== undefined) {
+    const [number] = await readTensorBytes(format)
+    if (number !== 0) throw unsupportedMethod(`LLM.int8 in the layout ${number} of ${format.name}`)
+  }
+  return { codes, absmax: part(files, `${module}.SCB`, 'F32', shape[0]) }
+}
+
 function part(files: WeightFiles, name: string, dtype: SafetensorsDtype, elements?: number): StoredTensor {
   const tensor = files.tensors.get(name)
-  if (tensor === undefined) throw corruptFile(files.folder, 'is missing beside its four-bit weight', { tensor: name })
+  if (tensor === undefined) throw corruptFile(files.folder, 'is missing beside its quantized weight', { tensor: name })
   if (tensor.dtype !== dtype) throw corruptFile(tensor.path, `is ${tensor.dtype}, expected ${dtype}`, { tensor: name })
   if (elements !== undefined) expectBytes(tensor, dtype === 'U8' ? elements : elements * 4)
   return tensor
@@ -62,7 +99,7 @@ function part(files: WeightFiles, name: string, dtype: SafetensorsDtype, element
 
 function expectBytes(tensor: StoredTensor, bytes: number): void {
   if (tensor.byteLength === bytes) return
-  throw corruptFile(tensor.path, `has ${tensor.byteLength} bytes, its quant_state asks for ${bytes}`, { tensor: tensor.name })
+  throw corruptFile(tensor.path, `has ${tensor.byteLength} bytes, its weight asks for ${bytes}`, { tensor: tensor.name })
 }
 
 interface State {

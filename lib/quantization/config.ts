@@ -1,10 +1,10 @@
 import { z } from 'zod'
-import { QuantuneError } from '../errors.js'
+import { invalidArgument, QuantuneError } from '../errors.js'
 import { isJsonObject } from '../formats/json.js'
 import { parseOptions } from '../options.js'
 
 /** 4-bit quantization of the frozen linear layers (QLoRA, Dettmers et al. 2023). */
-export interface QuantizationConfig {
+export interface FourBitConfig {
   type: 'nf4' | 'fp4'
   /** Elements that share a scale: 64 (default) or 128. */
   blockSize?: 64 | 128
@@ -14,30 +14,61 @@ export interface QuantizationConfig {
   skipModules?: readonly string[]
 }
 
+/**
+ * 8-bit quantization of the frozen linear layers and, as they are used, of their inputs (LLM.int8, Dettmers et al. 2022). What comes
+ * out of a row may depend on the rows that are computed with it: an outlier in one of them keeps its column from being quantized.
+ */
+export interface Int8Config {
+  type: 'int8'
+  /** Columns of a layer's input with a magnitude of at least this stay in floating point; 0: none do. Default: 6. */
+  threshold?: number
+  /** As for 4 bits. */
+  skipModules?: readonly string[]
+}
+
+export type QuantizationConfig = FourBitConfig | Int8Config
+
 /** The fields of a bitsandbytes config (`BitsAndBytesConfig`, or `quantization_config` in config.json) that quantune reads. */
 export interface BitsAndBytesConfig {
-  load_in_4bit: boolean
+  load_in_4bit?: boolean
+  load_in_8bit?: boolean
   bnb_4bit_quant_type?: 'nf4' | 'fp4'
   bnb_4bit_use_double_quant?: boolean
+  llm_int8_threshold?: number
   llm_int8_skip_modules?: readonly string[] | null
   [field: string]: unknown
 }
 
 export type Quantization = 'none' | 'nf4' | 'fp4' | 'int8' | QuantizationConfig | BitsAndBytesConfig
 
-export interface ResolvedQuantization {
+export interface ResolvedFourBit {
   readonly type: 'nf4' | 'fp4'
   readonly blockSize: 64 | 128
   readonly doubleQuant: boolean
   readonly skipModules: readonly string[]
 }
 
-const schema = z.strictObject({
-  type: z.enum(['nf4', 'fp4', 'int8']),
+export interface ResolvedInt8 {
+  readonly type: 'int8'
+  readonly threshold: number
+  readonly skipModules: readonly string[]
+}
+
+export type ResolvedQuantization = ResolvedFourBit | ResolvedInt8
+
+/** bitsandbytes' own. */
+export const defaultThreshold = 6
+
+const thresholdSchema = z.number().min(0).max(3.4e38).default(defaultThreshold)
+const skipModulesSchema = z.array(z.string()).default(['lm_head'])
+
+const fourBitSchema = z.strictObject({
+  type: z.enum(['nf4', 'fp4']),
   blockSize: z.union([z.literal(64), z.literal(128)]).default(64),
   doubleQuant: z.boolean().default(true),
-  skipModules: z.array(z.string()).default(['lm_head']),
+  skipModules: skipModulesSchema,
 })
+const int8Schema = z.strictObject({ type: z.literal('int8'), threshold: thresholdSchema, skipModules: skipModulesSchema })
 
 /** The fields that decide what the codes mean; all others are about compute and storage elsewhere. */
 const bitsAndBytesSchema = z.strictObject({
@@ -45,6 +76,8 @@ const bitsAndBytesSchema = z.strictObject({
   load_in_8bit: z.boolean().optional(),
   bnb_4bit_quant_type: z.enum(['nf4', 'fp4']).default('fp4'),
   bnb_4bit_use_double_quant: z.boolean().default(false),
+  llm_int8_threshold: thresholdSchema,
+  llm_int8_has_fp16_weight: z.boolean().default(false),
   llm_int8_skip_modules: z.array(z.string()).nullish(),
 })
 
@@ -58,9 +91,8 @@ export function parseQuantization(value: Quantization | undefined): ResolvedQuan
   if (isJsonObject(value) && isBitsAndBytes(value)) return parseBitsAndBytes(value)
   if (isJsonObject(value) && typeof value.quant_method === 'string') throw unsupportedMethod(value.quant_method)
   const options = typeof value === 'string' ? { type: value } : value
-  const { type, ...rest } = parseOptions(schema, options, 'QuantizationConfig')
-  if (type === 'int8') throw unsupportedMethod('int8')
-  return { type, ...rest }
+  if (isJsonObject(options) && options.type === 'int8') return parseOptions(int8Schema, options, 'QuantizationConfig')
+  return parseOptions(fourBitSchema, options, 'QuantizationConfig')
 }
 
 /**
@@ -82,17 +114,17 @@ function isBitsAndBytes(value: Record<string, unknown>): boolean {
 function parseBitsAndBytes(value: Record<string, unknown>): ResolvedQuantization {
   const known = Object.entries(value).filter(([field]) => field in bitsAndBytesSchema.shape)
   const config = parseOptions(bitsAndBytesSchema, Object.fromEntries(known), 'quantization_config')
-  if (config.load_in_8bit === true) throw unsupportedMethod('int8')
-  return {
-    type: config.bnb_4bit_quant_type,
-    blockSize: 64,
-    doubleQuant: config.bnb_4bit_use_double_quant,
-    skipModules: config.llm_int8_skip_modules ?? ['lm_head'],
+  const skipModules = config.llm_int8_skip_modules ?? ['lm_head']
+  if (config.load_in_8bit) {
+    if (config.load_in_4bit) throw invalidArgument('quantization_config: load_in_4bit and load_in_8bit exclude each other')
+    if (config.llm_int8_has_fp16_weight) throw unsupportedMethod('LLM.int8 with 16-bit weights (llm_int8_has_fp16_weight)')
+    return { type: 'int8', threshold: config.llm_int8_threshold, skipModules }
   }
+  const { bnb_4bit_quant_type: type, bnb_4bit_use_double_quant: doubleQuant } = config
+  return { type, blockSize: 64, doubleQuant, skipModules }
 }
 
 const methodNames: Record<string, string> = {
-  int8: 'LLM.int8 (bitsandbytes int8)',
   gptq: 'GPTQ',
   awq: 'AWQ',
   fp8: 'FP8',
@@ -104,7 +136,7 @@ const methodNames: Record<string, string> = {
 
 export function unsupportedMethod(method: string): QuantuneError {
   const name = methodNames[method.toLowerCase()] ?? method
-  const message = `quantization by ${name} is not supported; supported: nf4 and fp4 (bitsandbytes), or unquantized weights`
+  const message = `quantization by ${name} is not supported; supported: nf4, fp4 and int8 (bitsandbytes), or unquantized weights`
   return new QuantuneError('ERR_UNSUPPORTED_QUANTIZATION', message, { details: { method } })
 }
 

@@ -1,8 +1,14 @@
 import { invalidArgument, QuantuneError } from '../errors.js'
 
 /** In the order of `qt_dtype` in csrc/core/abi.h. */
-export const dtypes = ['float32', 'bfloat16', 'float16', 'int32', 'int8', 'uint8', 'nf4', 'fp4'] as const
+export const dtypes = ['float32', 'bfloat16', 'float16', 'int32', 'int8', 'uint8', 'nf4', 'fp4', 'llm_int8'] as const
 export type DType = (typeof dtypes)[number]
+/** The types of frozen weights, of which `dequantize` makes floats. */
+export type QuantizedDType = 'nf4' | 'fp4' | 'llm_int8'
+
+export function isQuantized(dtype: DType): dtype is QuantizedDType {
+  return dtype === 'nf4' || dtype === 'fp4' || dtype === 'llm_int8'
+}
 
 /** What a buffer is for; memory is reported by it. In the order of `Purpose` in csrc/core/allocator.h. */
 export const purposes = ['weights', 'adapters', 'gradients', 'optimizer', 'activations', 'cache', 'other'] as const
@@ -17,7 +23,7 @@ function numbered<T extends string>(names: readonly T[]): Record<T, number> {
   return Object.fromEntries(names.map((name, i) => [name, i])) as Record<T, number>
 }
 
-/** Bytes an element; 0.5 for the 4-bit types, whose block maxima come on top. */
+/** Bytes an element; a quantized weight's scales come on top. */
 export function bytesPerElement(dtype: DType): number {
   switch (dtype) {
     case 'float32':
@@ -28,6 +34,7 @@ export function bytesPerElement(dtype: DType): number {
       return 2
     case 'int8':
     case 'uint8':
+    case 'llm_int8':
       return 1
     default:
       return 0.5
@@ -64,7 +71,7 @@ export function hostArray(
   dtype: DType,
   size: number,
 ): { array: Float32Array | Int32Array | Int8Array | Uint8Array; as: DType } {
-  if (dtype === 'nf4' || dtype === 'fp4') {
+  if (isQuantized(dtype)) {
     throw invalidArgument(`the data of a ${dtype} tensor cannot be read; dequantize it first`)
   }
   try {

@@ -1,6 +1,6 @@
 export { withCallSite } from './call-site.js'
 export { Device, MappedFile, type MemoryUsage, Program } from './device.js'
-export { bytesPerElement, type DType, type Purpose, purposes, type TensorData } from './dtype.js'
+export { bytesPerElement, type DType, isQuantized, type Purpose, purposes, type TensorData } from './dtype.js'
 export type { Ops } from './ops.js'
 export { inScope, keep, scope } from './scope.js'
 export { type QuantizationOptions, Tensor } from './tensor.js'

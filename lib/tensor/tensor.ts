@@ -5,6 +5,7 @@ import {
   type DType,
   dtypeNumber,
   hostArray,
+  isQuantized,
   type Purpose,
   purposeNumber,
   stageable,
@@ -13,11 +14,22 @@ import {
 import { putInteger, type Queue } from './queue.js'
 import { adopt } from './scope.js'
 
-export interface QuantizationOptions {
+export interface FourBitOptions {
   type: 'nf4' | 'fp4'
   blockSize: 64 | 128
   doubleQuant: boolean
 }
+
+/** LLM.int8 (Dettmers et al. 2022): int8 codes with a scale for each output of the layer. */
+export interface LlmInt8Options {
+  type: 'llm_int8'
+  /** Columns of the input with a magnitude of at least this are multiplied in floating point; 0: none are. */
+  threshold: number
+  /** The shape is [inputs, outputs]. Default: false. */
+  transposed?: boolean
+}
+
+export type QuantizationOptions = FourBitOptions | LlmInt8Options
 
 const MOST_DIMENSIONS = 4
 const LARGEST_DIMENSION = 2 ** 31 - 1
@@ -96,7 +108,7 @@ export class Tensor {
 
   /** Not initialised. */
   static empty(device: Device, shape: readonly number[], dtype: DType = 'float32', purpose: Purpose = 'activations'): Tensor {
-    if (dtype === 'nf4' || dtype === 'fp4') throw invalidArgument(`a ${dtype} tensor is made by Tensor.emptyQuantized`)
+    if (isQuantized(dtype)) throw invalidArgument(`a ${dtype} tensor is made by Tensor.emptyQuantized`)
     return Tensor.#create(device, shape, dtype, purpose, 0)
   }
 
@@ -129,16 +141,14 @@ export class Tensor {
     return tensor
   }
 
-  /** A 4-bit weight, not initialised: an output of `quantize` or `quantized_load`. */
+  /** A quantized weight, not initialised: an output of `quantize` or `quantized_load`. */
   static emptyQuantized(
     device: Device,
     shape: readonly number[],
-    { type, blockSize, doubleQuant }: QuantizationOptions,
+    options: QuantizationOptions,
     purpose: Purpose = 'weights',
   ): Tensor {
-    if (type !== 'nf4' && type !== 'fp4') throw invalidArgument(`a 4-bit type is nf4 or fp4, got ${String(type)}`)
-    if (blockSize !== 64 && blockSize !== 128) throw invalidArgument(`blockSize must be 64 or 128, got ${String(blockSize)}`)
-    return Tensor.#create(device, shape, type, purpose, blockSize | (doubleQuant ? 1 << 16 : 0))
+    return Tensor.#create(device, shape, options.type, purpose, quantizationWord(options, shape))
   }
 
   /** A copy of a range of a mapped file that holds `dtype` elements; queued, so errors arrive when the tensor is read. */
@@ -199,7 +209,7 @@ export class Tensor {
     const length = this.shape[0] ?? 0
     const inside = Number.isInteger(start) && Number.isInteger(count) && start >= 0 && count >= 0 && start + count <= length
     if (!inside) throw invalidArgument(`rows: ${count} from ${start} are not inside the first dimension of ${length}`)
-    if (this.dtype === 'nf4' || this.dtype === 'fp4') throw invalidArgument(`rows: a ${this.dtype} tensor has no views of rows`)
+    if (isQuantized(this.dtype)) throw invalidArgument(`rows: a ${this.dtype} tensor has no views of rows`)
     return this.#viewAt(length === 0 ? 0 : (this.size / length) * start, [count, ...this.shape.slice(1)])
   }
 
@@ -261,6 +271,22 @@ export class Tensor {
     if (this.#handle === 0)
       throw new QuantuneError('ERR_DISPOSED', `${what}: the tensor [${this.shape.join(', ')}] is disposed`)
   }
+}
+
+/** As csrc/core/protocol.h has it. */
+function quantizationWord(options: QuantizationOptions, shape: readonly number[]): number {
+  if (options.type === 'llm_int8') {
+    const { threshold, transposed } = options
+    if (!(threshold >= 0 && Number.isFinite(Math.fround(threshold))))
+      throw invalidArgument(`threshold must be a number >= 0, got ${String(threshold)}`)
+    if (shape.length !== 2) throw invalidArgument(`an llm_int8 weight is a matrix, got [${shape.join(', ')}]`)
+    const [bits] = new Int32Array(Float32Array.of(Math.abs(threshold)).buffer)
+    return transposed ? bits! | (1 << 31) : bits!
+  }
+  const { type, blockSize, doubleQuant } = options
+  if (type !== 'nf4' && type !== 'fp4') throw invalidArgument(`a quantized type is nf4, fp4 or llm_int8, got ${String(type)}`)
+  if (blockSize !== 64 && blockSize !== 128) throw invalidArgument(`blockSize must be 64 or 128, got ${String(blockSize)}`)
+  return blockSize | (doubleQuant ? 1 << 16 : 0)
 }
 
 function checkConversion(from: DType, to: DType): void {

@@ -13,6 +13,7 @@ struct float16 {
 };
 
 inline float to_float(float x) { return x; }
+inline float to_float(int8_t x) { return static_cast<float>(x); }
 inline float to_float(bfloat16 x) {
   uint32_t u = static_cast<uint32_t>(x.bits) << 16;
   float f;

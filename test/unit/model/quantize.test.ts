@@ -5,7 +5,7 @@ import t from 'tap'
 import { readSafetensorsHeader } from '../../../lib/formats/safetensors.js'
 import { writeSafetensors } from '../../../lib/formats/safetensors-writer.js'
 import { openWeightFiles, readTensorBytes } from '../../../lib/formats/weight-files.js'
-import { fourBitBytes } from '../../../lib/model/memory.js'
+import { quantizedBytes } from '../../../lib/model/memory.js'
 import { Model } from '../../../lib/model/model.js'
 import { deviation, golden } from './goldens.js'
 
@@ -78,7 +78,7 @@ t.test('loading holds one unquantized weight at a time', async (t) => {
   const estimate = await Model.estimateMemory(source, { quantization: 'nf4' })
   t.ok(Math.abs(final / estimate.weights - 1) < 0.05, `${final} bytes, estimated ${estimate.weights}`)
   t.ok(final < totalBytes / 3)
-  t.equal(fourBitBytes(64 * 256, { type: 'nf4', blockSize: 64, doubleQuant: true, skipModules: [] }), 8192 + 256 + 4)
+  t.equal(quantizedBytes([64, 256], { type: 'nf4', blockSize: 64, doubleQuant: true, skipModules: [] }), 8192 + 256 + 4)
 })
 
 t.test('bitsandbytes folders that lie', async (t) => {

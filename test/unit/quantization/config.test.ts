@@ -13,7 +13,13 @@ t.test('the option', async (t) => {
     doubleQuant: false,
     skipModules: [],
   })
-  t.throws(() => parseQuantization('int8'), { code: 'ERR_UNSUPPORTED_QUANTIZATION', message: /LLM\.int8/ })
+  const int8 = { type: 'int8', threshold: 6, skipModules: ['lm_head'] }
+  t.same(parseQuantization('int8'), int8)
+  t.same(parseQuantization({ type: 'int8', threshold: 0, skipModules: [] }), { ...int8, threshold: 0, skipModules: [] })
+  const refused = { code: 'ERR_INVALID_ARGUMENT' }
+  t.throws(() => parseQuantization({ type: 'int8', threshold: -1 }), { ...refused, message: /threshold/ })
+  t.throws(() => parseQuantization({ type: 'int8', blockSize: 64 } as never), { ...refused, message: /blockSize/ })
+  t.throws(() => parseQuantization({ type: 'nf4', threshold: 6 } as never), { ...refused, message: /threshold/ })
   t.throws(() => parseQuantization('nf5' as 'nf4'), { code: 'ERR_INVALID_ARGUMENT' })
   t.throws(() => parseQuantization({ type: 'nf4', blockSize: 32 as 64 }), {
     code: 'ERR_INVALID_ARGUMENT',
@@ -40,7 +46,26 @@ t.test('a bitsandbytes config, as an option or in config.json', async (t) => {
     nf4,
   )
   t.equal(parseStoredQuantization({}), null)
-  t.throws(() => parseQuantization({ ...config, load_in_8bit: true }), { code: 'ERR_UNSUPPORTED_QUANTIZATION' })
+  const eight = { load_in_8bit: true, load_in_4bit: false, bnb_4bit_quant_type: 'fp4' } as const
+  t.same(parseQuantization({ load_in_8bit: true }), { type: 'int8', threshold: 6, skipModules: ['lm_head'] })
+  t.same(
+    parseStoredQuantization({
+      quantization_config: {
+        ...eight,
+        ...{ llm_int8_threshold: 4.5, llm_int8_skip_modules: ['o_proj'], llm_int8_enable_fp32_cpu_offload: false },
+        quant_method: 'bitsandbytes',
+      },
+    }),
+    { type: 'int8', threshold: 4.5, skipModules: ['o_proj'] },
+  )
+  t.throws(() => parseQuantization({ ...config, load_in_8bit: true }), {
+    code: 'ERR_INVALID_ARGUMENT',
+    message: /exclude each other/,
+  })
+  t.throws(() => parseQuantization({ ...eight, llm_int8_has_fp16_weight: true }), {
+    code: 'ERR_UNSUPPORTED_QUANTIZATION',
+    message: /llm_int8_has_fp16_weight/,
+  })
   for (const [method, name] of [
     ['gptq', /GPTQ/],
     ['awq', /AWQ/],
