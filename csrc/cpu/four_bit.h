@@ -58,12 +58,22 @@ struct CodeTable {
   __m256 low, high;
 };
 inline CodeTable code_table(const float* values) { return {_mm256_load_ps(values), _mm256_load_ps(values + 8)}; }
-inline Vec look_up(CodeTable table, __m256i words) {
-  const __m256 low = _mm256_permutevar8x32_ps(table.low, words), high = _mm256_permutevar8x32_ps(table.high, words);
-  return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)))};
-}
+// The lower half of the table or the upper: a code's highest bit says which.
 inline Vec look_up(CodeTable table, Vec words, int e) {
-  return look_up(table, _mm256_srli_epi32(_mm256_castps_si256(words.v), code_shift(e)));
+  const __m256i v = _mm256_castps_si256(words.v), code = _mm256_srli_epi32(v, code_shift(e));
+  const __m256 low = _mm256_permutevar8x32_ps(table.low, code), high = _mm256_permutevar8x32_ps(table.high, code);
+  return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(v, 28 - code_shift(e))))};
+}
+inline Vec look_up(CodeTable table, __m256i words) { return look_up(table, {_mm256_castsi256_ps(words)}, 1); }
+#endif
+
+#if defined(QT_CODE_WORDS)
+inline Vec multiply_then_add(Vec a, Vec b, Vec c) {
+  Vec product = a * b;
+#if defined(__GNUC__)
+  asm("" : "+v"(product.v));
+#endif
+  return product + c;
 }
 #endif
 
@@ -93,6 +103,34 @@ struct FourBit {
     if (!nested_absmax) return reinterpret_cast<const float*>(absmax)[block];
     return multiply_then_add(nested_code[absmax[block]], nested_absmax[block >> 8], offset);
   }
+#if defined(QT_CODE_WORDS)
+  // out[i] = the scale of the elements from start + 64 i on, for i < count; 64 divides start. The same bits as scale().
+  void scales(int64_t start, int64_t count, float* out) const {
+    const int shift = block_shift - 6;
+    const int64_t first = start / 64;
+    if (!nested_absmax) {
+      for (int64_t i = 0; i < count; i++) out[i] = reinterpret_cast<const float*>(absmax)[(first + i) >> shift];
+      return;
+    }
+    for (int64_t i = 0; i < count;) {  // runs of blocks that share nested_absmax
+      const int64_t group = (first + i) >> (shift + 8), end = ((group + 1) << (shift + 8)) - first;
+      const int64_t stop = end < count ? end : count;
+      const Vec factor = Vec::broadcast(nested_absmax[group]), bias = Vec::broadcast(offset);
+      for (; shift == 0 && i + Vec::width <= stop; i += Vec::width)
+        multiply_then_add(looked_up(absmax + first + i), factor, bias).store(out + i);
+      for (; i < stop; i++) out[i] = multiply_then_add(nested_code[absmax[(first + i) >> shift]], nested_absmax[group], offset);
+    }
+  }
+  Vec looked_up(const uint8_t* scale_codes) const {
+#if defined(QT_CPU_AVX512)
+    const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale_codes)));
+    return {_mm512_i32gather_ps(index, nested_code, 4)};
+#else
+    const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scale_codes)));
+    return {_mm256_i32gather_ps(nested_code, index, 4)};
+#endif
+  }
+#endif
   float value(int64_t i) const { return values[(codes[i >> 1] >> ((~i & 1) * 4)) & 15] * scale(i >> block_shift); }
 
   // Sixteen (AVX-512) or eight values from an even position whose vector lies within one block, not yet scaled.

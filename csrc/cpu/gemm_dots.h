@@ -5,6 +5,13 @@
 #include "int8.h"
 #include "simd/prefetch.h"
 
+// Of a loop whose body is so long that GCC would not unroll it.
+#if defined(__GNUC__) && !defined(__clang__)
+#define QT_UNROLLED _Pragma("GCC unroll 8")
+#else
+#define QT_UNROLLED
+#endif
+
 namespace quantune::cpu::QT_CPU_VARIANT {
 
 // Accumulators: `few` rows at a time against `many` rows at a time.
@@ -26,11 +33,23 @@ struct Operand {
   Order order;
   Factor rows;
   int64_t k;
+  int64_t ahead;  // bytes: how far what is fetched lies ahead of what is summed
+  FourBit q;      // of rows of 4 bits
 
   template <class Word>
   const Word* few_row(int64_t i) const {
     return static_cast<const Word*>(few) + i * few_stride;
   }
+};
+
+// `many` rows from `first` on, of which there are only `count`: those past the last repeat it, and are not stored. Kept in two
+// registers: row numbers that go through memory hold up the loads of the next group until this one is done.
+struct Rows {
+  int64_t first;
+  int count;
+
+  int step(int j) const { return j < count ? j : count - 1; }
+  int64_t at(int j) const { return first + step(j); }
 };
 
 // Groups of rows follow one another in memory: what a later group needs is fetched while this one is summed, at least a page
@@ -40,20 +59,18 @@ inline int64_t prefetch_distance(int64_t row_bytes) {
   return group <= 0 ? 0 : (4096 + group - 1) / group * group;
 }
 template <class T>
-int64_t elements_ahead(const Factor& rows) {
-  constexpr int64_t size = sizeof(T);
-  return prefetch_distance(rows.outer_stride * size) / size;
+inline void prefetch_ahead(const Operand& o, const T* at) {
+  prefetch(reinterpret_cast<const char*>(at) + o.ahead);
 }
 
 template <int Few, class T>
 void accumulate_rows(const Operand& o, int64_t few, const T* const (&row)[many], Vec (&sum)[Few][many]) {
   const float* x = o.few_row<float>(few);
-  const int64_t ahead = elements_ahead<T>(o.rows);
   int64_t i = 0;
   for (; i + Vec::width <= o.k; i += Vec::width) {
     Vec w[many];
     for (int j = 0; j < many; j++) {
-      prefetch(row[j] + i + ahead);
+      prefetch_ahead(o, row[j] + i);
       w[j] = Vec::load(row[j] + i);
     }
     for (int f = 0; f < Few; f++) {
@@ -69,18 +86,18 @@ void accumulate_rows(const Operand& o, int64_t few, const T* const (&row)[many],
   }
 }
 
-// Rows [row, row + rows) of codes of LLM.int8, each with a scale; past the last they repeat it.
+// Rows of codes of LLM.int8, each with a scale.
 template <int Few>
-void accumulate_int8(const Operand& o, int64_t few, int64_t row, int rows, Vec (&sum)[Few][many]) {
+void accumulate_int8(const Operand& o, int64_t few, Rows rows, Vec (&sum)[Few][many]) {
   const Int8 w(o.rows.data, o.rows.quant);
   const int8_t* from[many];
-  for (int j = 0; j < many; j++) from[j] = w.codes + (row + (j < rows ? j : rows - 1)) * o.rows.outer_stride;
+  for (int j = 0; j < many; j++) from[j] = w.codes + rows.at(j) * o.rows.outer_stride;
   Vec part[Few][many];
   for (int f = 0; f < Few; f++)
     for (int j = 0; j < many; j++) part[f][j] = Vec::zero();
   accumulate_rows<Few>(o, few, from, part);
   for (int j = 0; j < many; j++) {
-    const Vec scale = Vec::broadcast(w.scale(row + (j < rows ? j : rows - 1)));
+    const Vec scale = Vec::broadcast(w.scale(rows.at(j)));
     for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f][j], scale, sum[f][j]);
   }
 }
@@ -88,45 +105,82 @@ void accumulate_int8(const Operand& o, int64_t few, int64_t row, int rows, Vec (
 #if defined(QT_CODE_WORDS)
 
 // A register of words holds the codes of code_run elements: word l those of elements 8 l to 8 l + 7. So element e of all words
-// meets x[e], x[8 + e], …: the few rows are brought into that order once.
+// meets x[e], x[8 + e], …: the few rows are brought into that order once. Where k ends within a run, its 64 elements come
+// twice: two of the many rows share a register then, half each. `from` may be read up to a register beyond its end.
 inline void order_for_codes(const float* from, int64_t k, float* to) {
-  for (int64_t i = 0; i < k; i += code_run)
-    for (int e = 0; e < 8; e++)
-      for (int l = 0; l < Vec::width; l++) to[i + e * Vec::width + l] = i + 8 * l + e < k ? from[i + 8 * l + e] : 0.0f;
+  for (int64_t i = 0; i < k; i += code_run, to += code_run) {
+    const int64_t words = k - i < code_run ? (k - i) / 8 : Vec::width;
+    Vec square[Vec::width];
+    for (int64_t l = 0; l < Vec::width; l++) square[l] = Vec::load(from + i + 8 * (l < words ? l : l - words));
+    transpose(square);
+    for (int e = 0; e < 8; e++) square[e].store(to + e * Vec::width);
+  }
 }
 
-// The scales of a register of words: one for each 64 elements.
-inline Vec scales_of(const FourBit& q, int64_t at, bool whole) {
+// The scales of a register of words of which the first 64 elements have that at `scale`.
 #if defined(QT_CPU_AVX512)
-  const __m512 first = _mm512_set1_ps(q.scale(at >> q.block_shift));
-  return {whole ? _mm512_mask_blend_ps(0xff00, first, _mm512_set1_ps(q.scale((at + 64) >> q.block_shift))) : first};
-#else
-  (void)whole;
-  return Vec::broadcast(q.scale(at >> q.block_shift));
-#endif
+inline Vec scales_of_halves(const float* low, const float* high) {
+  return {_mm512_mask_broadcastss_ps(_mm512_set1_ps(*low), 0xff00, _mm_load_ss(high))};
 }
+inline Vec scales_of_words(const float* scale) { return scales_of_halves(scale, scale + 1); }
+#else
+inline Vec scales_of_words(const float* scale) { return Vec::broadcast(*scale); }
+#endif
 
 template <int Few>
-void accumulate_codes(const Operand& o, const FourBit& q, int64_t few, const int64_t (&start)[many], Vec (&sum)[Few][many]) {
-  const CodeTable table = code_table(q.values);
+void accumulate_codes(const Operand& o, int64_t few, Rows rows, const float* scales, Vec (&sum)[Few][many]) {
+  constexpr int together = Few <= 2 ? many : 1;  // rows of which each vector of the few serves all
+  const CodeTable table = code_table(o.q.values);
   const float* x = o.few_row<float>(few);
-  const int64_t ahead = prefetch_distance(o.rows.outer_stride / 2) / 4;
-  for (int64_t i = 0; i < o.k; i += code_run) {
-    const bool whole = o.k - i >= code_run;
-    for (int j = 0; j < many; j++) {
-      const float* codes = reinterpret_cast<const float*>(q.codes + (start[j] + i) / 2);
-      prefetch(codes + ahead);
-      const Vec words = whole ? Vec::load(codes) : Vec::load_partial(codes, 8);
-      Vec part[Few];
-      for (int f = 0; f < Few; f++) part[f] = Vec::zero();
-      for (int e = 0; e < 8; e++) {
-        const Vec w = look_up(table, words, e);
-        for (int f = 0; f < Few; f++) part[f] = fma(w, Vec::load(x + f * o.few_stride + i + e * Vec::width), part[f]);
+  const uint8_t* codes[many];
+  const float* scale[many];
+  for (int j = 0; j < many; j++) {
+    codes[j] = o.q.codes + rows.at(j) * (o.rows.outer_stride / 2);
+    scale[j] = scales + rows.step(j) * (o.rows.outer_stride / 64);
+  }
+  int64_t i = 0;
+  for (; i + code_run <= o.k; i += code_run, x += code_run) {
+    for (int first = 0; first < many; first += together) {
+      Vec words[together], part[Few][together];
+      for (int j = 0; j < together; j++) {
+        prefetch_ahead(o, codes[first + j] + i / 2);
+        words[j] = Vec::load(reinterpret_cast<const float*>(codes[first + j] + i / 2));
+        for (int f = 0; f < Few; f++) part[f][j] = Vec::zero();
       }
-      const Vec scales = scales_of(q, start[j] + i, whole);
-      for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f], scales, sum[f][j]);
+      QT_UNROLLED for (int e = 0; e < 8; e++) {
+        QT_UNROLLED for (int j = 0; j < together; j++) {
+          const Vec w = look_up(table, words[j], e);
+          for (int f = 0; f < Few; f++) part[f][j] = fma(w, Vec::load(x + f * o.few_stride + e * Vec::width), part[f][j]);
+        }
+      }
+      for (int j = 0; j < together; j++) {
+        const Vec factor = scales_of_words(scale[first + j] + i / 64);
+        for (int f = 0; f < Few; f++) sum[f][first + j] = fma(part[f][j], factor, sum[f][first + j]);
+      }
     }
   }
+#if defined(QT_CPU_AVX512)
+  if (i == o.k) return;
+  for (int j = 0; j < many; j += 2) {  // the last half run of two rows
+    const __m256i* low = reinterpret_cast<const __m256i*>(codes[j] + i / 2);
+    const __m256i* high = reinterpret_cast<const __m256i*>(codes[j + 1] + i / 2);
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(low)), _mm256_loadu_si256(high), 1);
+    const Vec words = {_mm512_castsi512_ps(both)};
+    prefetch_ahead(o, codes[j] + i / 2);
+    prefetch_ahead(o, codes[j + 1] + i / 2);
+    Vec part[Few];
+    for (int f = 0; f < Few; f++) part[f] = Vec::zero();
+    QT_UNROLLED for (int e = 0; e < 8; e++) {
+      const Vec w = look_up(table, words, e);
+      for (int f = 0; f < Few; f++) part[f] = fma(w, Vec::load(x + f * o.few_stride + e * Vec::width), part[f]);
+    }
+    const Vec factor = scales_of_halves(scale[j] + i / 64, scale[j + 1] + i / 64);
+    for (int f = 0; f < Few; f++) {
+      sum[f][j].v = _mm512_mask3_fmadd_ps(part[f].v, factor.v, sum[f][j].v, 0x00ff);
+      sum[f][j + 1].v = _mm512_mask3_fmadd_ps(part[f].v, factor.v, sum[f][j + 1].v, 0xff00);
+    }
+  }
+#endif
 }
 
 #endif
@@ -136,12 +190,11 @@ void accumulate_codes(const Operand& o, const FourBit& q, int64_t few, const int
 template <int Few>
 void accumulate_pairs(const Operand& o, int64_t few, const bfloat16* const (&row)[many], Vec (&sum)[Few][many]) {
   const Pair* x = o.few_row<Pair>(few);
-  const int64_t ahead = elements_ahead<bfloat16>(o.rows);
   for (int64_t i = 0; i < o.k; i += Pairs::elements, x += Pairs::width) {
     const int64_t rest = o.k - i;
     Pairs w[many];
     for (int j = 0; j < many; j++) {
-      prefetch(row[j] + i + ahead);
+      prefetch_ahead(o, row[j] + i);
       w[j] = rest >= Pairs::elements ? Pairs::load(row[j] + i) : Pairs::load_partial(row[j] + i, static_cast<int>(rest));
     }
     for (int f = 0; f < Few; f++) {
@@ -172,16 +225,15 @@ inline void order_for_codes(const float* from, int64_t k, Pair* to) {
 // Values of codes are rounded to bfloat16 before they are scaled: a look-up yields 32 of them. For 128 codes: a load, 3 shifts,
 // 4 vpermw and 4 vdpbf16ps a row of the few; half of what floats take.
 template <int Few>
-void accumulate_pair_codes(const Operand& o, const FourBit& q, int64_t few, const int64_t (&start)[many],
-                           Vec (&sum)[Few][many]) {
-  const PairTable table = pair_table(q.values);
+void accumulate_pair_codes(const Operand& o, int64_t few, Rows rows, const float* scales, Vec (&sum)[Few][many]) {
+  const PairTable table = pair_table(o.q.values);
   const Pair* x = o.few_row<Pair>(few);
-  const int64_t ahead = prefetch_distance(o.rows.outer_stride / 2) / 4;
   for (int64_t i = 0; i < o.k; i += code_run, x += code_run / 2) {
     const bool whole = o.k - i >= code_run;
     for (int j = 0; j < many; j++) {
-      const float* codes = reinterpret_cast<const float*>(q.codes + (start[j] + i) / 2);
-      prefetch(codes + ahead);
+      const float* codes = reinterpret_cast<const float*>(o.q.codes + (rows.at(j) * o.rows.outer_stride + i) / 2);
+      const float* scale = scales + (rows.step(j) * o.rows.outer_stride + i) / 64;
+      prefetch_ahead(o, codes);
       const Pairs halves = pairs_of_bits(whole ? Vec::load(codes) : Vec::load_partial(codes, 8));
       Vec part[Few];
       for (int f = 0; f < Few; f++) part[f] = Vec::zero();
@@ -189,8 +241,8 @@ void accumulate_pair_codes(const Operand& o, const FourBit& q, int64_t few, cons
         const Pairs w = look_up(table, halves, n);
         for (int f = 0; f < Few; f++) part[f] = dot(w, Pairs::load(x + f * o.few_stride + n * Pairs::width), part[f]);
       }
-      const Vec scales = scales_of(q, start[j] + i, whole);
-      for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f], scales, sum[f][j]);
+      const Vec factor = whole ? scales_of_words(scale) : Vec::broadcast(*scale);
+      for (int f = 0; f < Few; f++) sum[f][j] = fma(part[f], factor, sum[f][j]);
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "gemm_dots.h"
+#include "simd/reduce.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 
@@ -10,23 +11,11 @@ namespace {
 
 constexpr int width = Vec::width;
 
-int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+// Rows of which the scales are prepared at once.
+constexpr int64_t chunk_rows = 32;
 
-// out[f][j] = the sum of sum[f][j]'s lanes.
-template <int Few>
-void reduce(Vec (&sum)[Few][many], float (&out)[Few][many]) {
-  if constexpr (Few * many == width) {
-    Vec square[width];
-    for (int i = 0; i < width; i++) square[i] = sum[i / many][i % many];
-    transpose(square);
-    for (int half = width / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; i++) square[i] = square[i] + square[i + half];
-    square[0].store(&out[0][0]);
-  } else {
-    for (int f = 0; f < Few; f++)
-      for (int j = 0; j < many; j++) out[f][j] = reduce_add(sum[f][j]);
-  }
-}
+int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Work {
   Operand operands[2];
@@ -57,46 +46,50 @@ void store(const Work& work, int64_t few, int64_t row, int rows, const float (&s
   });
 }
 
+// The memory of a worker: lines for `many` decoded rows, and for each product the scales of a chunk of rows.
+struct Memory {
+  float *line, *scales[2];
+  int64_t first;  // row of the chunk
+};
+
 template <int Few>
-void few_against(const Work& work, int64_t few, int64_t row, float* line) {
+void few_against(const Work& work, int64_t few, int64_t row, const Memory& memory) {
   const int64_t left = work.many_rows - row;
-  const int rows = static_cast<int>(left < many ? left : many);
+  const Rows rows = {row, static_cast<int>(left < many ? left : many)};
   Vec sum[Few][many];
   for (int f = 0; f < Few; f++)
     for (int j = 0; j < many; j++) sum[f][j] = Vec::zero();
   for (int p = 0; p < work.count; p++) {
     const Operand& o = work.operands[p];
-    int64_t start[many];  // rows past the last repeat it, and are not stored
-    for (int j = 0; j < many; j++) start[j] = (row + (j < rows ? j : rows - 1)) * o.rows.outer_stride;
     if (is_four_bit(o.rows.dtype)) {
-      const FourBit q(o.rows.data, o.rows.quant, o.rows.dtype);
 #if defined(QT_CODE_WORDS)
+      const float* scales = memory.scales[p] + (row - memory.first) * (o.rows.outer_stride / 64);
       if (o.order == Order::kFloatsForCodes) {
-        accumulate_codes<Few>(o, q, few, start, sum);
+        accumulate_codes<Few>(o, few, rows, scales, sum);
+        continue;
+      }
+#if defined(QT_PAIRS)
+      if (o.order == Order::kPairsForCodes) {
+        accumulate_pair_codes<Few>(o, few, rows, scales, sum);
         continue;
       }
 #endif
-#if defined(QT_PAIRS)
-      if (o.order == Order::kPairsForCodes) {
-        accumulate_pair_codes<Few>(o, q, few, start, sum);
-        continue;
-      }
 #endif
       const float* from[many];
       for (int j = 0; j < many; j++) {
-        q.decode(start[j], o.k, line + j * o.k);
-        from[j] = line + j * o.k;
+        o.q.decode(rows.at(j) * o.rows.outer_stride, o.k, memory.line + j * o.k);
+        from[j] = memory.line + j * o.k;
       }
       accumulate_rows<Few>(o, few, from, sum);
       continue;
     }
     if (o.rows.dtype == QT_LLM_INT8) {
-      accumulate_int8<Few>(o, few, row, rows, sum);
+      accumulate_int8<Few>(o, few, rows, sum);
       continue;
     }
     with_storage(o.rows.dtype, [&](auto type) {
       decltype(type) from[many];
-      for (int j = 0; j < many; j++) from[j] = static_cast<decltype(type)>(o.rows.data) + start[j];
+      for (int j = 0; j < many; j++) from[j] = static_cast<decltype(type)>(o.rows.data) + rows.at(j) * o.rows.outer_stride;
 #if defined(QT_PAIRS)
       if constexpr (std::is_same<decltype(type), const bfloat16*>::value) {
         if (o.order == Order::kPairs) return accumulate_pairs<Few>(o, few, from, sum);
@@ -106,19 +99,27 @@ void few_against(const Work& work, int64_t few, int64_t row, float* line) {
     });
   }
   float out[Few][many];
-  reduce<Few>(sum, out);
-  store<Few>(work, few, row, rows, out);
+  for (int f = 0; f < Few; f++) reduce_add(sum[f], out[f]);
+  store<Few>(work, few, row, rows.count, out);
 }
 
-void compute_rows(const Work& work, int64_t from, int64_t to, float* line) {
+void compute_chunk(const Work& work, int64_t from, int64_t to, Memory memory) {
+  memory.first = from;
+#if defined(QT_CODE_WORDS)
+  for (int p = 0; p < work.count; p++) {
+    const Operand& o = work.operands[p];
+    if (o.order != Order::kFloatsForCodes && o.order != Order::kPairsForCodes) continue;
+    o.q.scales(from * o.rows.outer_stride, (to - from) * o.rows.outer_stride / 64, memory.scales[p]);
+  }
+#endif
   for (int64_t row = from; row < to; row += many) {
     int64_t few = 0;
-    for (; few + most_few <= work.few; few += most_few) few_against<most_few>(work, few, row, line);
+    for (; few + most_few <= work.few; few += most_few) few_against<most_few>(work, few, row, memory);
 #if defined(QT_CPU_AVX512)
-    if (work.few - few == 3) few_against<3>(work, few, row, line), few += 3;
-    if (work.few - few == 2) few_against<2>(work, few, row, line), few += 2;
+    if (work.few - few == 3) few_against<3>(work, few, row, memory), few += 3;
+    if (work.few - few == 2) few_against<2>(work, few, row, memory), few += 2;
 #endif
-    if (work.few - few == 1) few_against<1>(work, few, row, line);
+    if (work.few - few == 1) few_against<1>(work, few, row, memory);
   }
 }
 
@@ -154,6 +155,12 @@ void keep_row(const float* from, int64_t k, Order order, int64_t stride, float* 
   std::memcpy(to, from, static_cast<size_t>(stride) * sizeof(float));
 }
 
+int64_t row_bytes(const Factor& f) {
+  if (is_four_bit(f.dtype)) return f.outer_stride / 2;
+  if (f.dtype == QT_LLM_INT8) return f.outer_stride;
+  return with_storage(f.dtype, [&](auto type) { return static_cast<int64_t>(sizeof(*type)); }) * f.outer_stride;
+}
+
 bool prepare(qt_stream* stream, const Factor& few, int64_t count, const Factor& rows, int64_t k, float scale, int compute,
              Operand* out) {
   const Order order = order_of(rows, compute);
@@ -162,7 +169,8 @@ bool prepare(qt_stream* stream, const Factor& few, int64_t count, const Factor& 
   float* data = stream->scratch_of<float>(count * stride + width);
   float* line = stream->scratch_of<float>(padded + width);
   if (!data || !line) return false;
-  *out = {data, stride, order, rows, k};
+  *out = {data, stride, order, rows, k, prefetch_distance(row_bytes(rows)), {}};
+  if (is_four_bit(rows.dtype)) out->q = FourBit(rows.data, rows.quant, rows.dtype);
   for (int64_t i = 0; i < count; i++) {
     if (few.k_stride == 1 && !few.quant)
       widen(few.data, few.dtype, i * few.outer_stride, k, line, scale);
@@ -195,24 +203,28 @@ qt_status gemm_small(qt_stream* stream, int64_t m, int64_t n, const Product* pro
   work.c = &c;
   work.few = work.few_is_row ? m : n;
   work.many_rows = work.few_is_row ? n : m;
-  int64_t depth = 0;
+  int64_t depth = 0, stride = 0;
   for (int i = 0; i < count; i++) {
     const Product& p = products[i];
     const Factor &few = work.few_is_row ? p.a : p.b, &rows = work.few_is_row ? p.b : p.a;
     if (!prepare(stream, few, work.few, rows, p.k, p.scale, compute, &work.operands[i]))
       return out_of_scratch(stream, "matrix product");
     depth = depth > p.k ? depth : p.k;
+    stride = stride > rows.outer_stride ? stride : rows.outer_stride;
   }
   // A row's sums do not depend on where the tasks are cut.
   const int64_t parts = 4 * stream->workers(), least = 16384 / (depth * work.few + 1) + 1;
   int64_t rows = round_up((work.many_rows + parts - 1) / parts, many);
   if (rows < least) rows = round_up(least, many);
-  const int64_t line_size = round_up(many * depth + width, 16);
-  float* lines = stream->scratch_of<float>(line_size * stream->workers());
-  if (!lines) return out_of_scratch(stream, "matrix product");
+  const int64_t line_size = round_up(many * depth + width, 16), scales_size = round_up(stride * chunk_rows / 64, 16);
+  const int64_t size = line_size + 2 * scales_size;
+  float* memory = stream->scratch_of<float>(size * stream->workers());
+  if (!memory) return out_of_scratch(stream, "matrix product");
   stream->parallel_for_worker((work.many_rows + rows - 1) / rows, [&](int64_t task, int worker) {
-    const int64_t end = (task + 1) * rows;
-    compute_rows(work, task * rows, end < work.many_rows ? end : work.many_rows, lines + line_size * worker);
+    float *line = memory + size * worker, *scales = line + line_size;
+    const int64_t end = smaller((task + 1) * rows, work.many_rows);
+    for (int64_t row = task * rows; row < end; row += chunk_rows)
+      compute_chunk(work, row, smaller(row + chunk_rows, end), {line, {scales, scales + scales_size}, row});
   });
   return QT_OK;
 }
