@@ -2,6 +2,7 @@
 #include "device/launch.h"
 #include "device/shared.h"
 #include "gemm_kernels.cuh"
+#include "int8.cuh"
 #include "kernels.h"
 #include "linear.cuh"
 
@@ -45,6 +46,7 @@ qt_status column_sums(qt_stream* stream, const void* x, int32_t dtype, int64_t m
 
 qt_status linear_forward(qt_stream* stream, const Linear& w, Factor x, Factor lora_x, int64_t m, const Result& y,
                          const Result* h) {
+  if (is_int8(w.weight)) return int8_forward(stream, w, x, lora_x, m, y, h);
   Product products[2] = {{x, w.weight_rows(), w.k, 1.0f}, {}};
   if (!w.lora_a) return gemm(stream, m, w.n, products, 1, y);
   Result own;
@@ -71,6 +73,7 @@ qt_status lora_up_gradient(qt_stream* stream, const Linear& w, Factor dy, int64_
 }
 
 qt_status linear_input_gradient(qt_stream* stream, const Linear& w, Factor dy, const Result* t, int64_t m, const Result& dx) {
+  if (is_int8(w.weight)) return int8_input_gradient(stream, w, dy, t, m, dx);
   const Product product = {dy, w.weight_columns(), w.n, 1.0f};
   if (!t) return gemm(stream, m, w.k, &product, 1, dx);
   const Adapter adapter = {column_factor(w.lora_b), column_factor(w.lora_a), w.rank(), w.lora_scale, *t};

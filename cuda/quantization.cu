@@ -1,11 +1,13 @@
-// 4-bit weights as bitsandbytes makes them, bit for bit: per block of 64 or 128 elements of the flattened weight the largest
-// magnitude (absmax) and codes of 4 bits; with double quantization the absmax, less their mean, become 8-bit codes in blocks of
-// 256. All kernels read and write each element once and are bound by memory, but for the mean (see there).
+// Quantized weights; here those of 4 bits (the others: int8.cu), as bitsandbytes makes them, bit for bit: per block of 64 or
+// 128 elements of the flattened weight the largest magnitude (absmax) and codes of 4 bits; with double quantization the absmax,
+// less their mean, become 8-bit codes in blocks of 256. All kernels read and write each element once and are bound by memory,
+// but for the mean (see there).
 #include "device/launch.h"
 #include "device/shared.h"
 #include "device/warp.h"
 #include "four_bit.cuh"
 #include "gemm_kernels.cuh"
+#include "int8.cuh"
 #include "kernels.h"
 
 namespace quantune::cuda {
@@ -228,6 +230,7 @@ unsigned blocks_of(int64_t n, int64_t per_block) { return static_cast<unsigned>(
 }  // namespace
 
 qt_status quantize(qt_stream* stream, const qt_quantize_args* args) {
+  if (is_int8(args->q)) return int8_quantize(stream, args);
   const qt_tensor *w = args->w, *out = args->q;
   const qt_quant* layout = out->quant;
   const MutableFourBit q(out);
@@ -249,6 +252,7 @@ qt_status quantize(qt_stream* stream, const qt_quantize_args* args) {
 }
 
 qt_status dequantize(qt_stream* stream, const qt_dequantize_args* args) {
+  if (is_int8(args->q)) return int8_dequantize(stream, args);
   const qt_tensor* out = args->w;
   const FourBit q(args->q->data, args->q->quant, args->q->dtype);
   const unsigned grid = blocks_of(out->elements, kThreads * 8);
@@ -260,6 +264,7 @@ qt_status dequantize(qt_stream* stream, const qt_dequantize_args* args) {
 }
 
 qt_status quantized_load(qt_stream* stream, const qt_quantized_load_args* args) {
+  if (is_int8(args->q)) return int8_load(stream, args);
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);
   Parts parts = {{{q.codes, args->codes->data, (args->q->elements + 1) / 2},
@@ -271,6 +276,7 @@ qt_status quantized_load(qt_stream* stream, const qt_quantized_load_args* args) 
 }
 
 qt_status quantized_export(qt_stream* stream, const qt_quantized_export_args* args) {
+  if (is_int8(args->q)) return int8_export(stream, args);
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);
   Parts parts = {{{args->codes->data, q.codes, (args->q->elements + 1) / 2},

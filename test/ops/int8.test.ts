@@ -146,6 +146,13 @@ const cases = sizes.flatMap((size, i) =>
     ),
   ),
 )
+/** What a GPU does in wide tiles, and in several parts of k; many outliers. */
+cases.push(
+  { size: [140, 260, 96, 4], threshold: 6, transposed: 0, lora: 'x', dtype: 'bfloat16' },
+  { size: [140, 260, 96, 4], threshold: 2, transposed: 1, lora: 'none', dtype: 'float32' },
+  { size: [20, 30, 1100, 3], threshold: 6, transposed: 0, lora: 'none', dtype: 'bfloat16' },
+  { size: [20, 30, 1100, 3], threshold: 3, transposed: 0, lora: 'lora_x', dtype: 'float32' },
+)
 const scale = 0.75
 
 /** Normal numbers, a few of them far out or on the threshold, and a row of zeros where there are several. */
