@@ -13,7 +13,9 @@
 namespace quantune::os {
 namespace {
 
-constexpr int64_t kLargeBlock = 1 << 20;
+// Once glibc's malloc has seen large blocks freed it takes such (up to 32 MiB) from its heaps, and between activations of
+// changing sizes these end up half empty but resident.
+constexpr int64_t kLargeBlock = 128 << 10;
 constexpr int64_t kHugePage = 2 << 20;
 
 // Control group version 2 ("max 100000" or "150000 100000"), then version 1. Zero when there is no limit.
