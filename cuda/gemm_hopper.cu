@@ -7,6 +7,7 @@
 // from the second-level cache). Dequantizing 128 x 64 codes is about 900 warp instructions a step, of 2048 that can be issued.
 #include "device/hopper.h"
 #include "device/launch.h"
+#include "device/ready.h"
 #include "device/shared.h"
 #include "device/warp.h"
 #include "four_bit_tiles.cuh"
@@ -28,13 +29,17 @@ struct Roles {
   static constexpr int producer_registers = four_bit ? 88 : 40, consumer_registers = four_bit ? 168 : 232;
 };
 
+constexpr int kConsumerWarps = kConsumers * kGroupThreads / kWarp;
+
 struct HopperArgs {
-  TensorMap a[2], b[2];
+  TensorMap a[2], b[2], inner_b;
   int64_t k[2];
   FourBitFactor four_bit;
   float scale;
   int64_t row_tiles, column_tiles, first_steps, steps;
+  int64_t tiles;  // of the inner product too
   Epilogue epilogue;
+  MmaInner inner;  // tiles of the same size; task.row_tiles is 0 without
 };
 
 // The tile of an across factor lies as boxes of 64 outer indices, [outer / 64][k][64], one after the other.
@@ -53,6 +58,8 @@ struct HopperShared {
   uint8_t* codes;
   float* nested_code;
   uint64_t *full, *empty;
+  int32_t* tickets;
+  uint64_t *ticket_full, *ticket_empty;
   __host__ __device__ explicit HopperShared(SharedCarver& carve) {
     a = carve.array<bf16>(kStages * kElementsOfA, 1024);
     b = carve.array<bf16>(kStages * kElementsOfB, 1024);
@@ -60,6 +67,9 @@ struct HopperShared {
     nested_code = four_bit ? carve.array<float>(256) : nullptr;
     full = carve.array<uint64_t>(kStages);
     empty = carve.array<uint64_t>(kStages);
+    tickets = carve.array<int32_t>(2);
+    ticket_full = carve.array<uint64_t>(2);
+    ticket_empty = carve.array<uint64_t>(2);
   }
 };
 
@@ -77,6 +87,39 @@ struct RingPosition {
   }
 };
 
+// The tiles of a block: each gridDim.x-th, or, where tiles wait for those of an inner product, the next ticket, which thread 0
+// draws and all others read in shared memory.
+template <bool four_bit>
+struct TileQueue {
+  int taken = 0;
+
+  __device__ int64_t next(const HopperArgs& args, const HopperShared<four_bit>& shared) {
+    const int turn = taken++, slot = turn % 2;
+    if (args.inner.task.row_tiles == 0) return blockIdx.x + static_cast<int64_t>(turn) * gridDim.x;
+    const uint32_t phase = static_cast<uint32_t>(turn / 2) & 1;
+    if (threadIdx.x == 0) {
+      barrier_wait(shared.ticket_empty + slot, phase ^ 1);
+      const int32_t drawn = atomicAdd(args.inner.ready + args.inner.task.row_tiles, 1);
+      shared.tickets[slot] = drawn;
+      barrier_arrive(shared.ticket_full + slot);
+      if (!four_bit) return drawn;  // alone in its warp
+    }
+    barrier_wait(shared.ticket_full + slot, phase);
+    const int64_t ticket = shared.tickets[slot];
+    __syncwarp();
+    if (lane_index() == 0) barrier_arrive(shared.ticket_empty + slot);
+    return ticket;
+  }
+};
+
+// What a place in the queue stands for; true: a tile of the inner product.
+__device__ inline bool find_tile(const HopperArgs& args, int64_t at, TileIndex* tile) {
+  if (args.inner.task.row_tiles > 0)
+    return find_tile(at, TileIndex::kBand, args.inner.task, args.row_tiles, args.column_tiles, tile);
+  *tile = TileIndex(at, args.row_tiles, args.column_tiles);
+  return false;
+}
+
 template <int outers, bool across>
 __device__ inline void copy_boxes(bf16* tile, const TensorMap* map, uint64_t* barrier, int64_t outer, int64_t k) {
   if constexpr (across) {
@@ -91,37 +134,43 @@ __device__ inline void copy_boxes(bf16* tile, const TensorMap* map, uint64_t* ba
 template <bool a_across, bool b_across, bool four_bit>
 __device__ inline void produce(const HopperArgs& args, const HopperShared<four_bit>& shared) {
   using Run = FourBitRun<HopperTile<b_across>, b_across, 2 * kGroupThreads>;
-  const int64_t tiles = args.row_tiles * args.column_tiles;
   RingPosition at;
-  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-    const TileIndex tile(t, args.row_tiles, args.column_tiles);
+  TileQueue<four_bit> queue;
+  for (int64_t t = queue.next(args, shared); t < args.tiles; t = queue.next(args, shared)) {
+    TileIndex tile;
+    const bool inner = find_tile(args, t, &tile);
+    const int64_t steps = inner ? args.first_steps : args.steps;
     const int64_t row = tile.row * kRows, column = tile.column * kColumns;
     Run run;
     auto copy_codes = [&](int64_t step) {
-      if (step < args.first_steps)
+      if (step < args.first_steps && !inner)
         run.copy(args.four_bit, static_cast<int>(step % Run::kSlots), run.position(args.four_bit, step));
       async_commit();
     };
-    if constexpr (four_bit) {
+    if (four_bit && !inner) {
       run.start(shared.codes, shared.nested_code, args.four_bit, column, args.epilogue.n, args.k[0]);
       run.load_scale(args.four_bit, run.position(args.four_bit, 0));
       for (int s = 0; s < Run::kSlots - 1; s++) copy_codes(s);
     }
-    for (int64_t step = 0; step < args.steps; step++, at.advance()) {
+    for (int64_t step = 0; step < steps; step++, at.advance()) {
       const bool second = step >= args.first_steps;
       const int64_t k = (second ? step - args.first_steps : step) * kStepDepth;
       bf16 *tile_a = shared.a + at.stage * kElementsOfA, *tile_b = shared.b + at.stage * kElementsOfB;
       uint64_t* full = shared.full + at.stage;
       barrier_wait(shared.empty + at.stage, at.phase ^ 1);
       if (threadIdx.x == 0) {
-        const bool copy_b = !four_bit || second;
+        const bool copy_b = !four_bit || second || inner;
+        if (second && step == args.first_steps && args.inner.task.row_tiles > 0) {
+          wait_ready(args.inner.ready + tile.row, kConsumerWarps);
+          global_proxy_fence();
+        }
         barrier_expect(full, (kElementsOfA + (copy_b ? kElementsOfB : 0)) * 2);
         copy_boxes<kRows, a_across>(tile_a, &args.a[second], full, row, k);
-        if (copy_b) copy_boxes<kColumns, b_across>(tile_b, &args.b[second], full, column, k);
+        if (copy_b) copy_boxes<kColumns, b_across>(tile_b, inner ? &args.inner_b : &args.b[second], full, column, k);
       }
       if constexpr (four_bit) {
         copy_codes(step + Run::kSlots - 1);
-        if (!second) {
+        if (!second && !inner) {
           async_wait<Run::kSlots - 1>();
           run.prepare(args.four_bit, run.position(args.four_bit, step) >= 0);
           run.load_scale(args.four_bit, run.position(args.four_bit, step + 1));
@@ -140,15 +189,17 @@ __device__ inline void produce(const HopperArgs& args, const HopperShared<four_b
 template <bool a_across, bool b_across, bool four_bit>
 __device__ inline void consume(const HopperArgs& args, const HopperShared<four_bit>& shared, int group) {
   const Epilogue& e = args.epilogue;
-  const int64_t tiles = args.row_tiles * args.column_tiles;
   const int warp = warp_index() % 4, g = lane_index() / 4, t = lane_index() % 4;
   RingPosition at;
-  for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
-    const TileIndex tile(i, args.row_tiles, args.column_tiles);
+  TileQueue<four_bit> queue;
+  for (int64_t i = queue.next(args, shared); i < args.tiles; i = queue.next(args, shared)) {
+    TileIndex tile;
+    const bool inner = find_tile(args, i, &tile);
+    const int64_t steps = inner ? args.first_steps : args.steps;
     float low[64], high[64];  // rows 0 to 63 and 64 to 127 of this warpgroup's
 #pragma unroll
     for (int j = 0; j < 64; j++) low[j] = high[j] = 0.0f;
-    for (int64_t step = 0; step < args.steps; step++) {
+    for (int64_t step = 0; step < steps; step++) {
       barrier_wait(shared.full + at.stage, at.phase);
       const bf16 *tile_a = shared.a + at.stage * kElementsOfA + group * 128 * kStepDepth,
                  *tile_b = shared.b + at.stage * kElementsOfB;
@@ -168,16 +219,25 @@ __device__ inline void consume(const HopperArgs& args, const HopperShared<four_b
     }
     wgmma_wait<0>();
     if (lane_index() == 0) barrier_arrive(shared.empty + (at.stage + kStages - 1) % kStages);
+    auto store = [&](int64_t r, int64_t c, float x, float y) {
+      if (inner)
+        store_inner(args.inner, r, c, x, y);
+      else
+        store_pair(e, r, c, 0, x, y);
+    };
     const int64_t row = tile.row * kRows + group * 128 + warp * 16 + g, column = tile.column * kColumns + 2 * t;
 #pragma unroll
     for (int j = 0; j < 16; j++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        store_pair(e, row + half * 8, column + j * 8, 0, low[4 * j + 2 * half] * args.scale,
-                   low[4 * j + 2 * half + 1] * args.scale);
-        store_pair(e, row + 64 + half * 8, column + j * 8, 0, high[4 * j + 2 * half] * args.scale,
-                   high[4 * j + 2 * half + 1] * args.scale);
+        store(row + half * 8, column + j * 8, low[4 * j + 2 * half] * args.scale, low[4 * j + 2 * half + 1] * args.scale);
+        store(row + 64 + half * 8, column + j * 8, high[4 * j + 2 * half] * args.scale,
+              high[4 * j + 2 * half + 1] * args.scale);
       }
+    if (!inner) continue;
+    global_proxy_fence();
+    __syncwarp();
+    if (lane_index() == 0) signal_ready(args.inner.ready + tile.row);
   }
 }
 
@@ -192,7 +252,11 @@ __global__ void __launch_bounds__(Roles<four_bit>::threads, 1) hopper_kernel(con
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; s++) {
       barrier_init(shared.full + s, 1 + (four_bit ? R::producers * kGroupThreads / kWarp : 0));
-      barrier_init(shared.empty + s, kConsumers * kGroupThreads / kWarp);
+      barrier_init(shared.empty + s, kConsumerWarps);
+    }
+    for (int s = 0; s < 2; s++) {
+      barrier_init(shared.ticket_full + s, 1);
+      barrier_init(shared.ticket_empty + s, kConsumerWarps + (four_bit ? R::producers * kGroupThreads / kWarp : 0));
     }
     barrier_init_fence();
   }
@@ -214,8 +278,8 @@ __global__ void __launch_bounds__(Roles<four_bit>::threads, 1) hopper_kernel(con
 
 template <bool a_across, bool b_across, bool four_bit>
 qt_status launch_hopper(qt_stream* stream, const HopperArgs& args) {
-  const int64_t tiles = args.row_tiles * args.column_tiles, most = stream->multiprocessors;
-  return launch(hopper_kernel<a_across, b_across, four_bit>, static_cast<unsigned>(tiles < most ? tiles : most),
+  const int64_t most = stream->multiprocessors;
+  return launch(hopper_kernel<a_across, b_across, four_bit>, static_cast<unsigned>(args.tiles < most ? args.tiles : most),
                 Roles<four_bit>::threads, shared_bytes<HopperShared<four_bit>>(), stream, args);
 }
 
@@ -247,6 +311,11 @@ qt_status gemm_hopper(qt_stream* stream, const MmaArgs& product, bool four_bit, 
   args.first_steps = product.first_steps;
   args.steps = product.steps;
   args.epilogue = e;
+  args.inner = product.inner;
+  const MmaTask& inner = args.inner.task;
+  args.tiles = args.row_tiles * args.column_tiles + inner.tiles();
+  if (inner.row_tiles > 0 && !map_factor(&args.inner_b, inner.b[0], b_across, inner.epilogue.n, inner.k[0], kColumns))
+    return stream->fail(QT_DEVICE_ERROR, "the driver cannot describe a matrix to the GPU's copy engine");
   if (four_bit)
     return b_across ? launch_hopper<false, true, true>(stream, args) : launch_hopper<false, false, true>(stream, args);
   if (a_across) return launch_hopper<true, true, false>(stream, args);

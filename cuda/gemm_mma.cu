@@ -47,6 +47,23 @@ qt_status launch_choice(qt_stream* stream, const MmaArgs& args, const Choice& ch
                          : launch_mma_dense(stream, args, splits, choice.tile, choice.a_across, choice.b_across);
 }
 
+// With so many rows the tensor cores need longer (2 m n k flops at 700 TFLOP/s) than the memory for two bytes a weight (2 n k
+// at 3 TB/s), twice over.
+constexpr int64_t kCopiedRows = 512;
+
+// A 4-bit weight as a dense factor of bfloat16, *out, kept beside it; null where it has no copy. Its rows are the weight's.
+qt_status copied_weight(qt_stream* stream, const Factor& f, int64_t outers, int64_t k, DenseFactor* out) {
+  const int64_t rows = is_across(f) ? k : outers, columns = is_across(f) ? outers : k, stride = round_up(columns, 8);
+  bool fresh = false;
+  *out = {static_cast<bf16*>(stream->weight_copy(f.data, rows * stride * 2, &fresh)), stride};
+  if (!fresh) return QT_OK;
+  Packing packing;
+  packing.copy(f, is_across(f), outers, k, const_cast<bf16*>(out->data));
+  const qt_status status = packing.launch(stream);
+  if (status) stream->weight_changes(f.data);
+  return status;
+}
+
 // The first product's factors.
 qt_status first_product(qt_stream* stream, const Product& p, int64_t m, int64_t n, Choice* choice, Packing* packing,
                         MmaArgs* args) {
@@ -54,6 +71,13 @@ qt_status first_product(qt_stream* stream, const Product& p, int64_t m, int64_t 
   args->k[0] = p.k;
   args->first_steps = args->steps = ceil_div<int64_t>(p.k, kStepDepth);
   if (qt_status status = packing->add(stream, p.a, choice->a_across, m, p.k, 1.0f, &args->a[0])) return status;
+  if (is_four_bit(p.b.dtype) && m >= kCopiedRows) {
+    if (qt_status status = copied_weight(stream, p.b, n, p.k, &args->b[0])) return status;
+    if (args->b[0].data) {
+      choice->four_bit = false;  // the tiles and the order of sums stay those of codes: the same bits
+      return QT_OK;
+    }
+  }
   if (choice->four_bit) {
     args->four_bit.weight = FourBit(p.b.data, p.b.quant, p.b.dtype);
     args->four_bit.columns = choice->b_across ? p.b.k_stride : p.b.outer_stride;
@@ -98,12 +122,12 @@ qt_status gemm_mma(qt_stream* stream, int64_t m, int64_t n, const Product* produ
 // Where k would be split the rows are few, and x stays in the second-level cache between two launches.
 bool mma_takes_adapter(const qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter) {
   const Choice choice(stream, m, n, product);
-  if (product.a.dtype != QT_BFLOAT16 || choice.hopper || choice.a_across || choice.tile == MmaTile::kNarrow) return false;
+  if (product.a.dtype != QT_BFLOAT16 || choice.a_across || choice.tile == MmaTile::kNarrow) return false;
   MmaArgs args{};
   set_tiles(&args, choice.tile, m, n);
   const int64_t steps = ceil_div<int64_t>(product.k, kStepDepth);
   return steps >= 4 && adapter.rank > 0 && adapter.rank <= 128 && adapter.inner.column_stride == 1 &&
-         !adapter.inner.accumulate && choose_splits(stream, args.tiles(), steps + 1, 4) == 1;
+         !adapter.inner.accumulate && (choice.hopper || choose_splits(stream, args.tiles(), steps + 1, 4) == 1);
 }
 
 qt_status gemm_mma_adapted(qt_stream* stream, int64_t m, int64_t n, const Product& product, const Adapter& adapter,
@@ -126,7 +150,7 @@ qt_status gemm_mma_adapted(qt_stream* stream, int64_t m, int64_t n, const Produc
   task.k[0] = product.k;
   task.scale = product.scale;
   task.first_steps = task.steps = task.steps_per_split = args.first_steps;
-  set_tiles(&task, MmaTile::kNarrow, m, adapter.rank);
+  set_tiles(&task, choice.hopper ? MmaTile::kLarge : MmaTile::kNarrow, m, adapter.rank);
   if (qt_status status = packing.add(stream, adapter.down, choice.b_across, adapter.rank, product.k, 1.0f, &task.b[0]))
     return status;
   task.epilogue = Epilogue(adapter.inner, m, adapter.rank, nullptr);
@@ -146,6 +170,7 @@ qt_status gemm_mma_adapted(qt_stream* stream, int64_t m, int64_t n, const Produc
   if (!inner.ready) return stream->out_of_scratch();
   packing.clear(inner.ready, task.row_tiles + 1);
   if (qt_status status = packing.launch(stream)) return status;
+  if (choice.hopper) return gemm_hopper(stream, args, choice.four_bit, choice.a_across, choice.b_across);
   return launch_choice(stream, args, choice, 1);
 }
 

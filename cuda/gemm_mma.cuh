@@ -67,7 +67,7 @@ struct MmaTiles {
 // Blocks that run at the same time share rows and columns: bands of eight tiles of rows, column by column.
 struct TileIndex {
   static constexpr int64_t kBand = 8;
-  int64_t row, column;
+  int64_t row = 0, column = 0;
   TileIndex() = default;
   __device__ TileIndex(int64_t at, int64_t row_tiles, int64_t column_tiles) {
     const int64_t band = at / (kBand * column_tiles), first = band * kBand, within = at - first * column_tiles;
@@ -247,9 +247,10 @@ using MmaNarrow = MmaShape<128, 32, 16, 32, 4>;  // few columns: an adapter's ra
 // columns of tiles, a quarter as wide as the others: 0.8 % more work at n = 4096, none of it waiting for memory that C does not
 // want too. Those of a band of tiles go first, so their rows of x are on the way through the second-level cache when the band's
 // tiles of C ask for them. A block of C needs h after the last step of its first product; by then the tiles of h, which began
-// before it and have a quarter of its arithmetic, are there. Where it must wait nothing hangs: a block takes its tile from a
-// counter when it starts, so a tile that it waits for belongs to a block that is running already, in whatever order a GPU
-// starts blocks.
+// before it and have a quarter of its arithmetic, are there. (On Hopper tiles of h are as wide as the others, 3 % at n = 4096:
+// narrower ones would want their 32 KB of x a step faster than the second-level cache gives them, 64 bytes a clock.) Where it
+// must wait nothing hangs: a block takes its tile from a counter when it starts, so a tile that it waits for belongs to a block
+// that is running already, in whatever order a GPU starts blocks.
 constexpr int kInnerRows = MmaNarrow::rows;
 
 template <class Shape>
@@ -257,31 +258,41 @@ constexpr bool has_inner(bool a_across) {
   return !a_across && Shape::columns > MmaNarrow::columns;
 }
 
+// What a ticket stands for: a tile of the inner product (then true) or of C. A band has `band_rows` rows of inner tiles.
+__device__ inline bool find_tile(int64_t ticket, int64_t band_rows, const MmaTask& inner, int64_t row_tiles,
+                                 int64_t column_tiles, TileIndex* tile) {
+  const int64_t per_band = band_rows * inner.column_tiles + TileIndex::kBand * column_tiles;
+  const int64_t band = ticket / per_band, within = ticket - band * per_band, first = band * band_rows;
+  const int64_t height = inner.row_tiles - first < band_rows ? inner.row_tiles - first : band_rows;
+  const bool is_inner = within < height * inner.column_tiles;
+  if (is_inner) {
+    tile->row = first + within / inner.column_tiles;
+    tile->column = within % inner.column_tiles;
+  } else {
+    *tile = TileIndex(band * TileIndex::kBand * column_tiles + within - height * inner.column_tiles, row_tiles, column_tiles);
+  }
+  return is_inner;
+}
+
+// Two neighbouring sums of the inner product.
+__device__ inline void store_inner(const MmaInner& inner, int64_t row, int64_t column, float x, float y) {
+  store_pair(inner.task.epilogue, row, column, 0, x, y);
+  if (inner.copies) store_pair(inner.copy, row, column, 0, x, y);
+}
+
 // Takes the block's tile. Computes it where it is one of the inner product, else says in *tile which one of C it is.
 template <class Shape, bool b_across>
 __device__ inline bool takes_inner_tile(const MmaArgs& args, TileIndex* tile) {
-  constexpr int64_t kBandRows = TileIndex::kBand * Shape::rows / kInnerRows;
   const MmaInner& inner = args.inner;
   const MmaTask& task = inner.task;
   QT_SHARED(int32_t, ticket, 1);
   if (threadIdx.x == 0) ticket[0] = atomicAdd(inner.ready + task.row_tiles, 1);
   __syncthreads();
-  const int64_t per_band = kBandRows * task.column_tiles + TileIndex::kBand * args.column_tiles;
-  const int64_t band = ticket[0] / per_band, within = ticket[0] - band * per_band, first = band * kBandRows;
-  const int64_t height = task.row_tiles - first < kBandRows ? task.row_tiles - first : kBandRows;
-  if (within >= height * task.column_tiles) {
-    const int64_t at = band * TileIndex::kBand * args.column_tiles + within - height * task.column_tiles;
-    *tile = TileIndex(at, args.row_tiles, args.column_tiles);
+  if (!find_tile(ticket[0], TileIndex::kBand * Shape::rows / kInnerRows, task, args.row_tiles, args.column_tiles, tile))
     return false;
-  }
-  tile->row = first + within / task.column_tiles;
-  tile->column = within % task.column_tiles;
   mma_tile<MmaNarrow, false, b_across, false>(
       task, nullptr, *tile, 0, [] {},
-      [&](int64_t row, int64_t column, float x, float y) {
-        store_pair(task.epilogue, row, column, 0, x, y);
-        if (inner.copies) store_pair(inner.copy, row, column, 0, x, y);
-      });
+      [&](int64_t row, int64_t column, float x, float y) { store_inner(inner, row, column, x, y); });
   __syncthreads();
   if (threadIdx.x == 0) signal_ready(inner.ready + tile->row);
   return true;

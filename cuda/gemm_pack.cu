@@ -46,9 +46,14 @@ qt_status Packing::add(qt_stream* stream, const Factor& f, bool across, int64_t 
   bf16* packed = stream->scratch_of<bf16>(rows * stride + 8);
   if (!packed) return stream->out_of_scratch();
   *out = {packed, stride};
-  jobs_.job[jobs_.count++] = {packed, Source(f), across, rows, columns, stride, scale, blocks_};
-  blocks_ += ceil_div<int64_t>(rows * stride / 8, kThreads);
+  copy(f, across, outers, k, packed, scale);
   return QT_OK;
+}
+
+void Packing::copy(const Factor& f, bool across, int64_t outers, int64_t k, bf16* out, float scale) {
+  const int64_t rows = across ? k : outers, columns = across ? outers : k, stride = round_up(columns, 8);
+  jobs_.job[jobs_.count++] = {out, Source(f), across, rows, columns, stride, scale, blocks_};
+  blocks_ += ceil_div<int64_t>(rows * stride / 8, kThreads);
 }
 
 qt_status Packing::launch(qt_stream* stream) {

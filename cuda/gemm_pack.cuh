@@ -37,6 +37,8 @@ class Packing {
  public:
   // Says where tiles find the factor once launch() has run.
   qt_status add(qt_stream* stream, const Factor& f, bool across, int64_t outers, int64_t k, float scale, DenseFactor* out);
+  // A copy at `out`, rows a multiple of eight apart.
+  void copy(const Factor& f, bool across, int64_t outers, int64_t k, bf16* out, float scale = 1.0f);
   void clear(int32_t* counters, int64_t count) { jobs_.zeros = counters, jobs_.zero_count = count; }
   qt_status launch(qt_stream* stream);
 

@@ -1,5 +1,6 @@
 // Scratch memory, tables for kernels, and copies between host and device.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "plugin.h"
@@ -7,6 +8,11 @@
 namespace quantune::cuda {
 
 cudaError_t CudaStream::allocate(void** data, int64_t bytes) {
+  const cudaError_t error = try_allocate(data, bytes);
+  return error != cudaSuccess && weights.give_up() ? try_allocate(data, bytes) : error;
+}
+
+cudaError_t CudaStream::try_allocate(void** data, int64_t bytes) {
   *data = nullptr;
   cudaError_t error = pool ? cudaMallocFromPoolAsync(data, static_cast<size_t>(bytes), pool, current())
                            : cudaMalloc(data, static_cast<size_t>(bytes));
@@ -34,6 +40,74 @@ int64_t CudaStream::free_bytes() {
     cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used);
   }
   return static_cast<int64_t>(free + reserved - used);
+}
+
+// ---- copies of weights -----------------------------------------------------------------------------------------------------
+
+void WeightCopies::open(int64_t total_bytes) {
+  const char* wanted = std::getenv("QUANTUNE_WEIGHT_COPIES");
+  if (!wanted) return;
+  const bool automatic = std::strcmp(wanted, "auto") == 0;
+  const double gib = automatic ? 0 : std::strtod(wanted, nullptr);
+  most_ = automatic ? total_bytes : gib > 0 ? static_cast<int64_t>(std::min(gib, 1e6) * (1 << 30)) : 0;
+  keep_free_ = automatic ? total_bytes / 4 : 0;
+}
+
+void* WeightCopies::find(const void* weight, int64_t bytes, bool* fresh) {
+  *fresh = false;
+  if (most_ == 0 || owner_->capturing) return nullptr;
+  auto found = copies_.find(weight);
+  if (found != copies_.end() && found->second.bytes == bytes) {
+    found->second.used_at = owner_->ordinal;
+    return found->second.data;
+  }
+  if (found != copies_.end()) release(found);
+  if (overwritten_by_programs_.count(weight)) return nullptr;
+  void* data = nullptr;
+  const bool fits = held_ + bytes <= most_ && (keep_free_ == 0 || owner_->free_bytes() - bytes >= keep_free_);
+  if (!fits || owner_->try_allocate(&data, bytes) != cudaSuccess) {
+    most_ = held_;  // asking again at every product would cost more than it gives
+    return nullptr;
+  }
+  copies_[weight] = {data, bytes, owner_->ordinal};
+  held_ += bytes;
+  *fresh = true;
+  return data;
+}
+
+void WeightCopies::release(std::unordered_map<const void*, Copy>::iterator at) {
+  owner_->release(at->second.data);
+  held_ -= at->second.bytes;
+  copies_.erase(at);
+}
+
+void WeightCopies::changes(const void* weight) {
+  if (most_ == 0) return;
+  auto found = copies_.find(weight);
+  if (found != copies_.end()) release(found);
+  if (owner_->capturing) overwritten_by_programs_.insert(weight);
+}
+
+void WeightCopies::freed(const void* memory) {
+  if (most_ == 0) return;
+  changes(memory);
+  overwritten_by_programs_.erase(memory);
+}
+
+bool WeightCopies::give_up() {
+  if (copies_.empty()) return false;
+  const int64_t before = held_;
+  for (auto at = copies_.begin(); at != copies_.end();) {
+    auto next = std::next(at);
+    if (at->second.used_at != owner_->ordinal) release(at);
+    at = next;
+  }
+  most_ = held_;
+  return held_ < before;
+}
+
+void WeightCopies::close() {
+  while (!copies_.empty()) release(copies_.begin());
 }
 
 // ---- scratch ---------------------------------------------------------------------------------------------------------------
@@ -169,6 +243,12 @@ qt_status qt_stream::out_of_scratch() {
   return fail(QT_OUT_OF_MEMORY, "not enough memory for what the operation needs while it runs: %lld bytes are free",
               static_cast<long long>(static_cast<CudaStream*>(this)->free_bytes()));
 }
+
+void* qt_stream::weight_copy(const void* weight, int64_t bytes, bool* fresh) {
+  return static_cast<CudaStream*>(this)->weights.find(weight, bytes, fresh);
+}
+
+void qt_stream::weight_changes(const void* weight) { static_cast<CudaStream*>(this)->weights.changes(weight); }
 
 const void* qt_stream::stage_bytes(const void* host_data, int64_t bytes) {
   auto* self = static_cast<CudaStream*>(this);

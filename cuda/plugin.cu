@@ -80,6 +80,7 @@ qt_stream* open(const qt_host* host, int32_t index) {
   stream->multiprocessors = properties.multiProcessorCount;
   stream->shared_limit = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   stream->l2_bytes = properties.l2CacheSize;
+  stream->weights.open(static_cast<int64_t>(properties.totalGlobalMem));
   if (open_resources(stream) != QT_OK) {
     delete stream;
     return nullptr;
@@ -116,7 +117,10 @@ void* allocate(qt_stream* stream, int64_t bytes) {
   return self(stream)->allocate(&data, bytes) == cudaSuccess ? data : nullptr;
 }
 
-void release(qt_stream* stream, void* data) { self(stream)->release(data); }
+void release(qt_stream* stream, void* data) {
+  self(stream)->weights.freed(data);
+  self(stream)->release(data);
+}
 
 qt_memory_info memory_info(qt_stream* stream) {
   size_t free = 0, total = 0;
@@ -125,6 +129,7 @@ qt_memory_info memory_info(qt_stream* stream) {
 }
 
 qt_status upload(qt_stream* stream, void* to, const void* from, int64_t bytes, qt_done done, void* context) {
+  self(stream)->weights.changes(to);
   return self(stream)->upload(to, from, bytes, done, context);
 }
 
@@ -249,6 +254,7 @@ CudaStream::~CudaStream() {
   cudaSetDevice(device);
   stop_completions();
   arena.reset();
+  weights.close();
   if (side) cudaStreamDestroy(side);
   if (main) cudaStreamDestroy(main);
   for (cudaEvent_t event : events) cudaEventDestroy(event);

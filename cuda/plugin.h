@@ -8,6 +8,8 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "stream.h"
@@ -92,6 +94,34 @@ class Reports {
   int at_ = 0;
 };
 
+// Copies of 4-bit weights in bfloat16, the values that products dequantize anyway, made when a product of many rows first wants
+// one: products then read 2 bytes a weight instead of half of one, and nothing is dequantized again. 4 times the weights'
+// memory, so only as far as QUANTUNE_WEIGHT_COPIES allows: so many GiB, or "auto": as long as a quarter of the device's memory
+// stays free. When an allocation finds no memory the copies go, and none are made again. A recorded program has addresses fixed
+// in it: it neither uses nor makes copies, and of a weight that one overwrites there is none any more.
+class WeightCopies {
+ public:
+  explicit WeightCopies(CudaStream* owner) : owner_(owner) {}
+  void open(int64_t total_bytes);
+  void* find(const void* weight, int64_t bytes, bool* fresh);
+  void changes(const void* weight);
+  void freed(const void* memory);
+  // Gives up all that the operation under way does not use; whether that freed memory.
+  bool give_up();
+  void close();
+
+ private:
+  struct Copy {
+    void* data;
+    int64_t bytes, used_at;  // used_at: which operation
+  };
+  void release(std::unordered_map<const void*, Copy>::iterator at);
+  CudaStream* owner_;
+  std::unordered_map<const void*, Copy> copies_;
+  std::unordered_set<const void*> overwritten_by_programs_;
+  int64_t most_ = 0, held_ = 0, keep_free_ = 0;
+};
+
 // Something to do when the stream has come so far.
 struct Pending {
   cudaEvent_t event;
@@ -112,6 +142,7 @@ struct CudaStream : qt_stream {
   cudaMemPool_t pool = nullptr;
   cudaEvent_t crossing = nullptr;
   std::unique_ptr<Arena> arena;
+  WeightCopies weights{this};
   PinnedRing ring;
   Reports reports;
   Program* capturing = nullptr;
@@ -120,6 +151,7 @@ struct CudaStream : qt_stream {
 
   cudaStream_t current() const { return capturing ? side : main; }
   cudaError_t allocate(void** data, int64_t bytes);
+  cudaError_t try_allocate(void** data, int64_t bytes);
   void release(void* data);
   int64_t free_bytes();
   qt_status upload(void* to, const void* from, int64_t bytes, qt_done done, void* context);

@@ -230,6 +230,7 @@ unsigned blocks_of(int64_t n, int64_t per_block) { return static_cast<unsigned>(
 }  // namespace
 
 qt_status quantize(qt_stream* stream, const qt_quantize_args* args) {
+  stream->weight_changes(args->q->data);
   if (is_int8(args->q)) return int8_quantize(stream, args);
   const qt_tensor *w = args->w, *out = args->q;
   const qt_quant* layout = out->quant;
@@ -264,6 +265,7 @@ qt_status dequantize(qt_stream* stream, const qt_dequantize_args* args) {
 }
 
 qt_status quantized_load(qt_stream* stream, const qt_quantized_load_args* args) {
+  stream->weight_changes(args->q->data);
   if (is_int8(args->q)) return int8_load(stream, args);
   const qt_quant* layout = args->q->quant;
   const MutableFourBit q(args->q);

@@ -34,6 +34,13 @@ struct qt_stream {
     return static_cast<const T*>(stage_bytes(host_data, count * static_cast<int64_t>(sizeof(T))));
   }
 
+  // A place of so many bytes for a copy of a 4-bit weight in bfloat16, the same from operation to operation until the weight is
+  // freed or overwritten, or memory is short. Null where there is to be none (see WeightCopies). *fresh: it holds garbage, and
+  // the operation fills it first of all, or takes its word back by weight_changes.
+  void* weight_copy(const void* weight, int64_t bytes, bool* fresh);
+  // The operation overwrites the weight.
+  void weight_changes(const void* weight);
+
   // The way for a kernel to refuse what only it can see (a token id out of range): pass the result to the kernel by value and
   // call report.raise(a, b, c) there. `format` is a literal with up to three %lld. The operation then counts as failed with
   // QT_INVALID_ARGUMENT: its outputs are poisoned, and so is what was computed from them, as on the CPU. The kernel goes on; it

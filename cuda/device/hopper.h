@@ -58,6 +58,8 @@ __device__ inline void copy_box(void* shared, const TensorMap* map, uint64_t* ba
 }
 // What this thread wrote to shared memory by ordinary stores is seen by wgmma and the copy engine after the next barrier.
 __device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Between this thread's ordinary accesses to global memory and tensor copies of the same data, on both sides of a counter.
+__device__ inline void global_proxy_fence() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // ---- wgmma
 // --------------------------------------------------------------------------------------------------------------------- A tile

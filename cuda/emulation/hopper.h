@@ -27,6 +27,7 @@ inline void copy_box(void* shared, const TensorMap* map, uint64_t* barrier, int 
   emulation::copy_box(shared, *map, barrier, column, row);
 }
 inline void async_proxy_fence() {}
+inline void global_proxy_fence() {}
 inline uint64_t tile_descriptor(const void* shared, uint32_t block) {
   const uint64_t address = shared_address(shared);
   return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(block >> 4) << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;

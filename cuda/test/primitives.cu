@@ -5,6 +5,7 @@
 
 #include "../device/async.h"
 #include "../device/mma.h"
+#include "../device/ready.h"
 #include "../device/shared.h"
 #include "../device/warp.h"
 #include "testing.h"
@@ -275,9 +276,39 @@ void test_atomics() {
   expect(environment().refused == "value 77 of 2 is -3", "a kernel's report");
 }
 
+// ---- counters between blocks -----------------------------------------------------------------------------------------------
+
+constexpr int kRelayBlocks = 500, kRelayThreads = 64;
+
+// The block with ticket t adds one to what the block before it wrote, in reverse order.
+__global__ void relay(int32_t* counters, int* values) {
+  QT_SHARED(int32_t, ticket, 1);
+  const int i = static_cast<int>(threadIdx.x);
+  if (i == 0) {
+    ticket[0] = atomicAdd(counters, 1);
+    if (ticket[0] > 0) wait_ready(counters + ticket[0], 1);
+  }
+  __syncthreads();
+  int* mine = values + ticket[0] * kRelayThreads;
+  mine[i] = ticket[0] == 0 ? i : mine[-1 - i] + 1;
+  __syncthreads();
+  if (i == 0) signal_ready(counters + ticket[0] + 1);
+}
+
+void test_relay() {
+  Buffer<int32_t> counters(kRelayBlocks + 1);
+  Buffer<int> values(kRelayBlocks * kRelayThreads);
+  expect(launch(relay, kRelayBlocks, kRelayThreads, 0, stream(), counters.data, values.data) == QT_OK, "launch");
+  values.get();
+  bool right = true;
+  for (int t = 0; t < kRelayBlocks; t++)
+    for (int i = 0; i < kRelayThreads; i++)
+      right &= values[static_cast<size_t>(t * kRelayThreads + i)] == (t % 2 ? kRelayThreads - 1 - i : i) + t;
+  expect(right, "a block waits for what another wrote");
+}
+
 }  // namespace
 
-void test_hopper();
 void test_hopper();
 #if defined(QT_EMULATED)
 void test_planted_mistakes();
@@ -305,6 +336,7 @@ int main(int argc, char** argv) {
   test_product_int8();
   test_conversions();
   test_atomics();
+  test_relay();
   test_hopper();
 #if defined(QT_EMULATED)
   test_planted_mistakes();

@@ -4,6 +4,7 @@
 
 #include "../../device/async.h"
 #include "../../device/mma.h"
+#include "../../device/ready.h"
 #include "../../device/shared.h"
 #include "../../device/warp.h"
 #include "../testing.h"
@@ -95,6 +96,21 @@ __global__ void two_blocks(const float* x, float* y, bool atomic) {
     atomicAdd(y, x[0]);
   else
     y[0] += x[0];
+}
+
+// The block that comes second reads what the first wrote.
+__global__ void handed_on(const float* x, float* y, bool wait) {
+  QT_SHARED(int32_t, ticket, 1);
+  int32_t* counters = reinterpret_cast<int32_t*>(y + 240);
+  const unsigned int i = threadIdx.x;
+  if (i == 0) {
+    ticket[0] = atomicAdd(counters, 1) % 2;
+    if (wait && ticket[0] == 1) wait_ready(counters + 1, 1);
+  }
+  __syncthreads();
+  y[ticket[0] * 32 + i] = ticket[0] == 1 ? y[31 - i] : x[i];
+  __syncthreads();
+  if (i == 0) signal_ready(counters + 1);
 }
 
 using Kernel = void (*)(const float*, float*, bool);
@@ -204,6 +220,7 @@ void test_planted_mistakes() {
       test_race("a barrier before cp.async reuses a stage", pipeline_stage, 1, 64);
       test_race("a barrier before ldmatrix", loaded_matrix, 1, 64);
       test_race("two blocks and one element", two_blocks, 2, 32);
+      test_race("a block that does not wait for another", handed_on, 2, 32);
 #if !defined(__SANITIZE_ADDRESS__)  // which ends the program at the first wrong byte
       test_mistake("a write behind an array", write_behind, 32, "behind an array in shared memory");
 #endif
