@@ -21,7 +21,7 @@ struct Int8Args {
 
 // ---- tensor cores -----------------------------------------------------------------------------------------------------
 //
-// 2 m n k operations. A block of 128 x 128 reads 32 KB from the second-level cache for 4.2 million of them a step, 128 an byte:
+// 2 m n k operations. A block of 128 x 128 reads 32 KB from the second-level cache for 4.2 million of them a step, 128 a byte:
 // the tensor cores bound it. mma_tiles.cuh's tiles are of 16-bit elements; here each is two codes, and the fragments of
 // m16n8k32 lie in them as those of m16n8k16 do.
 

@@ -15,11 +15,17 @@ const texts = Array.from({ length: 12 }, (_, i) => ({
   inputIds: Array.from({ length: 6 + i }, (_, t) => (i * 31 + t * 7) % 250),
 }))
 
-async function train(t: Test, device: string, dtype: 'float32' | 'bfloat16') {
+const quantizations = {
+  NF4: { type: 'nf4', doubleQuant: true },
+  // So low that the small model has outliers.
+  int8: { type: 'int8', threshold: 3 },
+} as const
+
+async function train(t: Test, device: string, dtype: 'float32' | 'bfloat16', weights: keyof typeof quantizations) {
   await using model = await Model.fromPretrained(golden('models/llama'), {
     device: device as 'cpu',
     dtype,
-    quantization: { type: 'nf4', doubleQuant: true },
+    quantization: quantizations[weights],
   })
   model.addAdapter({ type: 'lora', r: 4, loraAlpha: 8, targetModules: 'all-linear', loraDropout: 0.1, seed: 3 })
   const outputDir = t.testdir()
@@ -50,14 +56,17 @@ async function train(t: Test, device: string, dtype: 'float32' | 'bfloat16') {
   return { logs, bytes, tokens: tokenIds }
 }
 
-for (const [dtype, tolerance] of [
-  ['float32', 1e-4],
+for (const [weights, dtype, tolerance] of [
+  ['NF4', 'float32', 1e-4],
   // Activations have 8 bits of mantissa: what two orders of summation may differ by, over a few steps.
-  ['bfloat16', 2e-2],
+  ['NF4', 'bfloat16', 2e-2],
+  // An input on the border between two codes may fall to either side.
+  ['int8', 'float32', 1e-3],
+  ['int8', 'bfloat16', 2e-2],
 ] as const) {
-  t.test(`NF4 and LoRA, ${dtype}: the loss curve is the CPU's`, { skip }, async (t) => {
-    const there = await train(t, name, dtype)
-    const here = await train(t, 'cpu', dtype)
+  t.test(`${weights} and LoRA, ${dtype}: the loss curve is the CPU's`, { skip }, async (t) => {
+    const there = await train(t, name, dtype, weights)
+    const here = await train(t, 'cpu', dtype, weights)
     t.equal(there.logs.length, steps)
     for (const [i, { loss, gradNorm }] of here.logs.entries()) {
       const other = there.logs[i]!
