@@ -82,10 +82,12 @@ inline __m256i cvtps_ph(const __m512& x) {
 
 #if !defined(__AVX512F__)
 #define _mm512_cvtepu8_epi32(x) (quantune_simde::convert<uint32_t, uint8_t, 16, __m512i>(x))
+#define _mm512_cvtepi8_epi32(x) (quantune_simde::convert<int32_t, int8_t, 16, __m512i>(x))
 #define _mm512_cvtepu16_epi32(x) (quantune_simde::convert<uint32_t, uint16_t, 16, __m512i>(x))
 #define _mm512_cvtepi32_epi16(x) (quantune_simde::convert<uint16_t, uint32_t, 16, __m256i>(x))
 #define _mm512_cvtepi32_ps(x) (quantune_simde::convert<float, int32_t, 16, __m512>(x))
 #define _mm512_maskz_loadu_ps(mask, p) (quantune_simde::load_masked<float, 16, __m512>(mask, p))
+#define _mm_maskz_loadu_epi8(mask, p) (quantune_simde::load_masked<int8_t, 16, __m128i>(mask, p))
 #define _mm512_maskz_loadu_epi16(mask, p) (quantune_simde::load_masked<uint16_t, 32, __m512i>(mask, p))
 #define _mm256_maskz_loadu_epi16(mask, p) (quantune_simde::load_masked<uint16_t, 16, __m256i>(mask, p))
 #define _mm512_mask_storeu_ps(p, mask, x) (quantune_simde::store_masked<float, 16>(p, mask, x))
