@@ -30,7 +30,13 @@ export type { FromConfigOptions, HubOptions, ModelOptions, Progress } from './mo
 export type { SavePretrainedOptions } from './model/save.js'
 export type { AddTokensOptions } from './model/tokens.js'
 export type { LoraConfig } from './peft/lora.js'
-export type { BitsAndBytesConfig, Quantization, QuantizationConfig } from './quantization/config.js'
+export type {
+  BitsAndBytesConfig,
+  FourBitConfig,
+  Int8Config,
+  Quantization,
+  QuantizationConfig,
+} from './quantization/config.js'
 export type { MemoryUsage } from './tensor/device.js'
 export type { IntervalStrategy, TrainingArguments } from './training/arguments.js'
 export type { Grouping, IndexedDataset, TrainingDataset } from './training/feed.js'
