@@ -67,28 +67,44 @@ void Allocator::evict_down_to(int64_t cached_bytes) {
   }
 }
 
-Block Allocator::allocate(int64_t bytes) {
-  int64_t wanted = size_class(bytes);
-  Block block = take_cached(wanted);
-  if (!block.data) {
-    int64_t most = (largest_use_ > in_use_ + wanted ? largest_use_ : in_use_ + wanted) + kSlack;
-    evict_down_to(most > in_use_ + wanted ? most - in_use_ - wanted : 0);
-    block = {backend_->allocate(stream_, wanted), wanted};
-    if (!block.data && cached_ > 0) {
-      evict_down_to(0);
-      block.data = backend_->allocate(stream_, wanted);
-    }
-    if (!block.data) return {};
-  }
+Block Allocator::allocate(int64_t bytes, int32_t purpose) {
+  const bool stays = purpose == kWeights || purpose == kAdapters || purpose == kCache;
+  Block block = stays && slabs_.serves(bytes) ? take_from_slab(bytes) : Block{};
+  if (!block.data) block = take_from_classes(size_class(bytes));
+  if (!block.data) return {};
   in_use_ += block.bytes;
   if (in_use_ > largest_use_) largest_use_ = in_use_;
   counters_->cached.store(cached_, std::memory_order_relaxed);
   return block;
 }
 
+Block Allocator::take_from_slab(int64_t bytes) {
+  make_room(bytes);
+  return {slabs_.take(bytes), bytes};
+}
+
+Block Allocator::take_from_classes(int64_t wanted) {
+  Block block = take_cached(wanted);
+  if (block.data) return block;
+  make_room(wanted);
+  block = {backend_->allocate(stream_, wanted), wanted};
+  if (!block.data && cached_ > 0) {
+    evict_down_to(0);
+    block.data = backend_->allocate(stream_, wanted);
+  }
+  return block;
+}
+
+// For so many bytes more, what waits goes back to the system where both together would exceed the largest use.
+void Allocator::make_room(int64_t wanted) {
+  int64_t most = (largest_use_ > in_use_ + wanted ? largest_use_ : in_use_ + wanted) + kSlack;
+  evict_down_to(most > in_use_ + wanted ? most - in_use_ - wanted : 0);
+}
+
 void Allocator::release(Block block) {
   if (!block.data) return;
   in_use_ -= block.bytes;
+  if (slabs_.give_back(block.data, block.bytes)) return;
   cached_ += block.bytes;
   free_[block.bytes].push_back(block.data);
   counters_->cached.store(cached_, std::memory_order_relaxed);

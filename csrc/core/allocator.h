@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "slabs.h"
 
 namespace quantune {
 
@@ -34,10 +35,10 @@ struct MemoryCounters {
 class Allocator {
  public:
   Allocator(const qt_backend* backend, qt_stream* stream, MemoryCounters* counters)
-      : backend_(backend), stream_(stream), counters_(counters) {}
+      : backend_(backend), stream_(stream), counters_(counters), slabs_(backend, stream) {}
   ~Allocator() { trim(); }
 
-  Block allocate(int64_t bytes);
+  Block allocate(int64_t bytes, int32_t purpose);
   void release(Block block);
   // Returns all waiting blocks to the system, and forgets the largest use so far.
   void trim();
@@ -46,11 +47,15 @@ class Allocator {
  private:
   static int64_t size_class(int64_t bytes);
   Block take_cached(int64_t wanted);
+  Block take_from_slab(int64_t bytes);
+  Block take_from_classes(int64_t wanted);
+  void make_room(int64_t wanted);
   void evict_down_to(int64_t cached_bytes);
 
   const qt_backend* backend_;
   qt_stream* stream_;
   MemoryCounters* counters_;
+  Slabs slabs_;
   std::map<int64_t, std::vector<void*>> free_;
   int64_t in_use_ = 0, cached_ = 0, largest_use_ = 0;
 };

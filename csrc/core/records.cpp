@@ -142,7 +142,7 @@ bool Device::allocate(Storage* storage) {
       return true;
     }
   }
-  storage->block = allocator_->allocate(storage->bytes < 1 ? 1 : storage->bytes);
+  storage->block = allocator_->allocate(storage->bytes < 1 ? 1 : storage->bytes, storage->purpose);
   if (!storage->block.data) return false;
   if (recording_) recording_->blocks.push_back({storage->block, storage->purpose, storage->bytes});
   counters_->add(storage->purpose, storage->bytes);

@@ -216,15 +216,17 @@ export function initializeNetwork(options: LoadOptions & { seed: number; trainab
   const create = (name: string) => {
     const parameter = byName.get(name)!
     const { shape, init, quantize } = parameter
-    const drawn = Tensor.empty(device, shape, 'float32', 'weights')
+    const quantizes = quantize && quantization
+    const stays = !quantizes && (shape.length === 1 || storage === 'float32')
+    const drawn = Tensor.empty(device, shape, 'float32', stays ? 'weights' : 'other')
     initialize(drawn, name, init, seed)
-    if (quantize && quantization) {
+    if (stays) return new Parameter(name, drawn)
+    if (quantizes) {
       return new Parameter(
         name,
         consume(drawn, quantized(device, parameter, quantization), (q, w) => device.ops.quantize(q, w)),
       )
     }
-    if (shape.length === 1 || storage === 'float32') return new Parameter(name, drawn)
     const stored = Tensor.empty(device, shape, storage, 'weights')
     return new Parameter(
       name,

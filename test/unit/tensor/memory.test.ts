@@ -42,3 +42,27 @@ t.test('passes of changing sizes need no more of the system than the largest of 
   // What the allocator keeps for the next pass beyond the largest use, rounding of sizes, and JavaScript's own garbage.
   t.ok(grown < 1.2 * peak.total + 48e6, `${grown} bytes more are resident; the tensors needed ${peak.total}`)
 })
+
+t.test('weights of all sizes keep their values while others come and go', async (t) => {
+  const device = await Device.open('cpu')
+  const below = numbers(11)
+  const held: { tensor: Tensor; value: number }[] = []
+  const check = async ({ tensor, value }: { tensor: Tensor; value: number }) => {
+    const values = (await tensor.data()) as Float32Array
+    t.ok(
+      values.every((x) => x === value),
+      `${values.length} times ${value}`,
+    )
+    tensor.dispose()
+  }
+  for (let i = 1; i <= 150; i++) {
+    const size = 1 << (8 + below(13)) // up to 4 MiB of float32, and more
+    const tensor = keep(Tensor.empty(device, [size + below(size)], 'float32', 'weights'))
+    device.ops.fill(tensor, i)
+    held.push({ tensor, value: i })
+    if (held.length > 40) await check(held.splice(below(held.length), 1)[0]!)
+  }
+  for (const each of held) await check(each)
+  await device.settled()
+  t.equal(device.memoryUsage().current.weights, 0)
+})
