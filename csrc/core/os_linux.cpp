@@ -18,6 +18,26 @@ namespace {
 constexpr int64_t kLargeBlock = 128 << 10;
 constexpr int64_t kHugePage = 2 << 20;
 
+char* map(int64_t bytes) {
+  void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return data == MAP_FAILED ? nullptr : static_cast<char*>(data);
+}
+
+// From a boundary of huge pages on, so that as many as fit whole can be huge; what is left at the end stays small. Reading rows
+// of activations from small pages costs a product 2 to 5 percent.
+char* map_huge(int64_t bytes) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  bytes = (bytes + page - 1) / page * page;
+  char* memory = map(bytes + kHugePage);
+  if (!memory) return nullptr;
+  const int64_t before = kHugePage - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) % kHugePage);
+  char* data = memory + before % kHugePage;
+  if (data > memory) munmap(memory, static_cast<size_t>(data - memory));
+  munmap(data + bytes, static_cast<size_t>(memory + kHugePage - data));
+  madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: page faults cost more than zeroing
+  return data;
+}
+
 // Control group version 2 ("max 100000" or "150000 100000"), then version 1. Zero when there is no limit.
 double cgroup_cores() {
   double quota = 0, period = 0;
@@ -89,11 +109,7 @@ int usable_cores() {
 
 void* allocate(int64_t bytes) {
   if (bytes < kLargeBlock) return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
-  void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return nullptr;
-  if (bytes >= 2 * kHugePage)
-    madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: page faults cost more than zeroing
-  return data;
+  return bytes < kHugePage ? map(bytes) : map_huge(bytes);
 }
 
 void release(void* data, int64_t bytes) {
