@@ -56,4 +56,6 @@ if (kind === 'sanitize') {
   env.LD_PRELOAD = execFileSync('c++', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).trim()
   env.ASAN_OPTIONS = 'detect_leaks=0:detect_stack_use_after_return=0' // Node leaks; fibers have stacks of their own
 }
-run('npx', ['tap', '--reporter=terse', ...(files.length > 0 ? files : ['test/ops/*.test.ts'])], env)
+// The checks make kernels many times slower than what the tests' own time limit is for.
+const limit = kind === 'plain' ? [] : ['--timeout=600']
+run('npx', ['tap', '--reporter=terse', ...limit, ...(files.length > 0 ? files : ['test/ops/*.test.ts'])], env)
