@@ -1,6 +1,7 @@
 // Builds the addon with the address and undefined-behaviour sanitizers into build-sanitize/ and runs on it the tests of the
 // operations and of the queue. usage: npm run test:sanitize [-- thread]
 import { execFileSync, spawnSync } from 'node:child_process'
+import { availableParallelism } from 'node:os'
 import { resolve } from 'node:path'
 
 const sanitizers = process.argv[2] ?? 'address,undefined'
@@ -12,7 +13,7 @@ const run = (command, args, env = {}) => {
 }
 
 run('cmake', ['-S', '.', '-B', folder, `-DQUANTUNE_SANITIZE=${sanitizers}`])
-run('cmake', ['--build', folder, '--parallel'])
+run('cmake', ['--build', folder, '--parallel', String(availableParallelism())])
 // Node is not built with them, so their runtime must be there before it starts.
 const library = sanitizers.startsWith('thread') ? 'libtsan.so' : 'libasan.so'
 const runtime = execFileSync('c++', [`-print-file-name=${library}`], { encoding: 'utf8' }).trim()

@@ -3,6 +3,7 @@
 // usage: npm run test:variants [-- VARIANT…]
 import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { resolve } from 'node:path'
 
 const features = process.platform === 'linux' ? readFileSync('/proc/cpuinfo', 'utf8') : ''
@@ -27,7 +28,7 @@ for (const variant of wanted) {
   if (!native && !variant.startsWith('avx512')) continue
   if (!native && !built) {
     run('cmake', ['-S', '.', '-B', emulated, '-DQUANTUNE_SIMDE=ON'])
-    run('cmake', ['--build', emulated, '--target', 'quantune', '--parallel'])
+    run('cmake', ['--build', emulated, '--target', 'quantune', '--parallel', String(availableParallelism())])
     built = true
   }
   console.log(`QUANTUNE_CPU=${variant}${native ? '' : ', emulated'}`)
