@@ -47,10 +47,10 @@ struct QueryBlock {
   }
 
   // Scores of row r become probabilities relative to the highest score so far; what was summed before decays.
-  void soften_row(float* score, int64_t r, int64_t columns, const KeyBlock* mask) {
+  void soften_row(float* score, int64_t r, Columns columns, const KeyBlock* mask) {
     constexpr int64_t w = Vec::width;
     Vec best = Vec::broadcast(highest[r]);
-    for (int64_t j = 0; j < columns; j += w) {
+    for (int64_t j = columns.begin; j < columns.end; j += w) {
       Vec x = Vec::load(score + j);
       if (mask) {
         x = mask->select(j, stream_index[r], x, Vec::broadcast(kInvisible));
@@ -60,7 +60,7 @@ struct QueryBlock {
     }
     const float top = reduce_max(best);
     Vec sum = Vec::zero();
-    for (int64_t j = 0; j < columns; j += w) {
+    for (int64_t j = columns.begin; j < columns.end; j += w) {
       const Vec x = Vec::load(score + j);
       Vec p = exp2_nonpositive(x - Vec::broadcast(top));
       if (mask) p = select_less(x, Vec::broadcast(kInvisible / 2), Vec::zero(), p);
@@ -72,17 +72,18 @@ struct QueryBlock {
     fma(Vec::load(total + r * w), exp2_nonpositive(Vec::broadcast(decay[r])), sum).store(total + r * w);
   }
 
-  void pass(const AttentionShape& s, const float* k, const float* v, int64_t key_block, const KeyBlock* mask) {
+  void pass(const AttentionShape& s, const float* k, const float* v, const KeyBlock* mask) {
     for (int64_t begin = 0; begin < rows; begin += kSlice) {
       const int64_t count = least(kSlice, rows - begin);
-      const int64_t columns = mask ? columns_until(stream_index + begin, count, key_block) : kKeyBlock;
-      if (columns == 0) continue;
-      multiply<Into::kOverwrite, false>(q + begin * s.padded, s.padded, k, kKeyBlock, count, columns, s.size, scores,
-                                        kKeyBlock);
+      const Columns columns = mask ? mask->visible(stream_index + begin, count) : Columns{0, kKeyBlock};
+      const int64_t width = columns.end - columns.begin;
+      if (width == 0) continue;
+      multiply<Into::kOverwrite, false>(q + begin * s.padded, s.padded, k + columns.begin, kKeyBlock, count, width, s.size,
+                                        scores + columns.begin, kKeyBlock);
       for (int64_t r = 0; r < count; r++) soften_row(scores + r * kKeyBlock, begin + r, columns, mask);
       for_vectors(begin, begin + count, [&](int64_t r, int n) { store(exp2_nonpositive(load(decay + r, n)), decay + r, n); });
-      multiply<Into::kDecay, false>(scores, kKeyBlock, v, s.padded, count, s.padded, columns, o + begin * s.padded, s.padded,
-                                    decay + begin);
+      multiply<Into::kDecay, false>(scores + columns.begin, kKeyBlock, v + columns.begin * s.padded, s.padded, count, s.padded,
+                                    width, o + begin * s.padded, s.padded, decay + begin);
     }
   }
 
@@ -119,7 +120,7 @@ qt_status run(qt_stream* stream, const qt_attention_args* a, const AttentionShap
       if (state == kNone) continue;
       if (state == kSome) mask.read(s, key_block);
       const int64_t at = kv_head * s.plan.key_blocks + key_block;
-      query_block.pass(s, k.transposed + at * kKeyBlock * s.size, v.straight + at * kKeyBlock * s.padded, key_block,
+      query_block.pass(s, k.transposed + at * kKeyBlock * s.size, v.straight + at * kKeyBlock * s.padded,
                        state == kSome ? &mask : nullptr);
     }
     query_block.finish(s, block, kv_head, data_of<T>(a->o), data_of<float>(a->lse));

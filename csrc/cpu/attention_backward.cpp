@@ -64,9 +64,9 @@ struct QueryBlock {
   }
 
   // Row r of the slice: scores and dO Vᵀ become P and P ∘ (dO Vᵀ - delta).
-  void differentiate_row(float* prob, float* d_score, int64_t r, int64_t columns, const KeyBlock* mask) const {
+  void differentiate_row(float* prob, float* d_score, int64_t r, Columns columns, const KeyBlock* mask) const {
     const Vec total = Vec::broadcast(lse[r]), shift = Vec::broadcast(delta[r]);
-    for (int64_t j = 0; j < columns; j += Vec::width) {
+    for (int64_t j = columns.begin; j < columns.end; j += Vec::width) {
       Vec x = exp2_nonpositive(min(Vec::load(prob + j) - total, Vec::zero()));
       if (mask) x = mask->select(j, stream_index[r], x, Vec::zero());
       x.store(prob + j);
@@ -74,21 +74,26 @@ struct QueryBlock {
     }
   }
 
-  void pass(const AttentionShape& s, const Operands& keys, int64_t at, int64_t key_block, const KeyBlock* mask, float* dk,
-            float* dv) {
+  void pass(const AttentionShape& s, const Operands& keys, int64_t at, const KeyBlock* mask, float* dk, float* dv) {
+    const float* k = keys.k + at * kKeyBlock * s.padded;
     const float* k_transposed = keys.k_transposed + at * kKeyBlock * s.size;
     const float* v_transposed = keys.v_transposed + at * kKeyBlock * s.size;
     for (int64_t begin = 0; begin < rows; begin += kSlice) {
       const int64_t count = least(kSlice, rows - begin);
-      const int64_t columns = mask ? columns_until(stream_index + begin, count, key_block) : kKeyBlock;
-      if (columns == 0) continue;
+      const Columns columns = mask ? mask->visible(stream_index + begin, count) : Columns{0, kKeyBlock};
+      const int64_t first = columns.begin, width = columns.end - first;
+      if (width == 0) continue;
       const float *q_slice = q + begin * s.padded, *d_o_slice = d_o + begin * s.padded;
-      multiply<Into::kOverwrite, false>(q_slice, s.padded, k_transposed, kKeyBlock, count, columns, s.size, p, kKeyBlock);
-      multiply<Into::kOverwrite, false>(d_o_slice, s.padded, v_transposed, kKeyBlock, count, columns, s.size, ds, kKeyBlock);
+      multiply<Into::kOverwrite, false>(q_slice, s.padded, k_transposed + first, kKeyBlock, count, width, s.size, p + first,
+                                        kKeyBlock);
+      multiply<Into::kOverwrite, false>(d_o_slice, s.padded, v_transposed + first, kKeyBlock, count, width, s.size, ds + first,
+                                        kKeyBlock);
       for (int64_t r = 0; r < count; r++) differentiate_row(p + r * kKeyBlock, ds + r * kKeyBlock, begin + r, columns, mask);
-      multiply<Into::kAdd, true>(p, kKeyBlock, d_o_slice, s.padded, columns, s.padded, count, dv, s.padded);
-      multiply<Into::kAdd, true>(ds, kKeyBlock, q_slice, s.padded, columns, s.padded, count, dk, s.padded);
-      multiply<Into::kAdd, false>(ds, kKeyBlock, keys.k + at * kKeyBlock * s.padded, s.padded, count, s.padded, columns,
+      multiply<Into::kAdd, true>(p + first, kKeyBlock, d_o_slice, s.padded, width, s.padded, count, dv + first * s.padded,
+                                 s.padded);
+      multiply<Into::kAdd, true>(ds + first, kKeyBlock, q_slice, s.padded, width, s.padded, count, dk + first * s.padded,
+                                 s.padded);
+      multiply<Into::kAdd, false>(ds + first, kKeyBlock, k + first * s.padded, s.padded, count, s.padded, width,
                                   dq + begin * s.padded, s.padded);
     }
   }
@@ -158,7 +163,7 @@ qt_status run(qt_stream* stream, const qt_attention_backward_args* a, const Atte
         const int32_t state = s.plan.state(block, key_block);
         if (state == kNone) continue;
         if (state == kSome) mask.read(s, key_block);
-        query_block.pass(s, keys, kv_head * s.plan.key_blocks + key_block, key_block, state == kSome ? &mask : nullptr,
+        query_block.pass(s, keys, kv_head * s.plan.key_blocks + key_block, state == kSome ? &mask : nullptr,
                          dk + base + key_block * block_floats, dv + base + key_block * block_floats);
       }
       query_block.finish(s, block, kv_head, static_cast<float>(a->scale), data_of<T>(a->dq));

@@ -225,16 +225,37 @@ inline Vec exp2_nonpositive(Vec x) {
   return scale_by_power_of_two(p, n);
 }
 
+// Columns of a block of keys, in whole vectors.
+struct Columns {
+  int64_t begin, end;
+};
+
 // Stream indices and subtree ends of a block of keys as floats (exact below 2^24), for masks by comparison.
 struct KeyBlock {
   float index[kKeyBlock], end[kKeyBlock];
+  float last_end[kKeyBlock / Vec::width];  // the highest end in each vector of keys
 
   void read(const AttentionShape& s, int64_t block) {
+    for (int64_t v = 0; v < kKeyBlock / Vec::width; v++) last_end[v] = 0;
     for (int64_t j = 0; j < kKeyBlock; j++) {
       const int64_t key = block * kKeyBlock + j;
       index[j] = static_cast<float>(key);
       end[j] = key < s.keys ? static_cast<float>(s.end[key]) : 0.0f;
+      last_end[j / Vec::width] = end[j] > last_end[j / Vec::width] ? end[j] : last_end[j / Vec::width];
     }
+  }
+  // The columns between the first and the last that some of these queries can see: those of other branches and of later tokens
+  // around them need not be computed.
+  Columns visible(const float* stream_index, int64_t queries) const {
+    float first = stream_index[0], last = first;
+    for (int64_t r = 1; r < queries; r++) {
+      first = stream_index[r] < first ? stream_index[r] : first;
+      last = stream_index[r] > last ? stream_index[r] : last;
+    }
+    int64_t from = 0, to = kKeyBlock / Vec::width;
+    while (to > 0 && (index[(to - 1) * Vec::width] > last || last_end[to - 1] <= first)) to--;
+    while (from < to && last_end[from] <= first) from++;
+    return {from * Vec::width, to * Vec::width};
   }
   // `value` where the query at stream index `row` sees key j, else `otherwise`.
   Vec select(int64_t j, float row, Vec value, Vec otherwise) const {
@@ -242,14 +263,6 @@ struct KeyBlock {
     return select_less(Vec::broadcast(row), Vec::load(index + j), otherwise, seen);
   }
 };
-
-// How many keys of a block, in whole vectors, the last of some queries can see; keys after it need not be computed.
-inline int64_t columns_until(const float* stream_index, int64_t queries, int64_t key_block) {
-  float last = 0;
-  for (int64_t r = 0; r < queries; r++) last = stream_index[r] > last ? stream_index[r] : last;
-  const int64_t past = static_cast<int64_t>(last) + 1 - key_block * kKeyBlock;
-  return past <= 0 ? 0 : least(kKeyBlock, round_up(past, Vec::width));
-}
 
 // Scratch memory for each worker, cut into float arrays whose starts stay aligned.
 struct Workspace {
