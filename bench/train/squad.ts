@@ -17,6 +17,7 @@ import { readSquad, squadFile, toChat } from '../../examples/squad/data.js'
 import { ChatCollator, env, Model, Tokenizer, Trainer } from '../../lib/index.js'
 import { shapeOf } from '../shapes.js'
 import { median, peakMegabytes, report } from '../trial.js'
+import { trainingOperations } from './operations.js'
 
 const { values } = parseArgs({
   options: {
@@ -62,14 +63,24 @@ async function writeIds(path: string): Promise<void> {
 }
 
 async function train(): Promise<void> {
-  const model = await Model.fromConfig(shapeOf('smollm2-135m'), { quantization: 'nf4', tokenizer })
-  model.addAdapter({ type: 'lora', r: 16, loraAlpha: 16, targetModules: 'all-linear' })
+  const shape = shapeOf('smollm2-135m')
+  const r = 16
+  const model = await Model.fromConfig(shape, { quantization: 'nf4', tokenizer })
+  model.addAdapter({ type: 'lora', r, loraAlpha: r, targetModules: 'all-linear' })
+  const counted = { tokens: 0, operations: 0 }
   const outputDir = await mkdtemp(join(tmpdir(), 'quantune-bench-'))
   const trainer = new Trainer({
     model,
     trainDataset: examples,
     prefixKey: ({ group }) => group,
-    collator,
+    collator: {
+      collate: (chunk, context) => {
+        const batch = collator.collate(chunk, context)
+        counted.tokens += batch.inputIds.length
+        counted.operations += trainingOperations(batch, shape, r)
+        return batch
+      },
+    },
     args: {
       outputDir,
       maxSteps: steps + 1,
@@ -94,6 +105,7 @@ async function train(): Promise<void> {
     figures: {
       samplesPerSecond: median(samplesPerSecond.slice(1)),
       tokensPerSecond: median(tokensPerSecond.slice(1)),
+      gigaflopsPerSecond: (median(tokensPerSecond.slice(1)) * counted.operations) / counted.tokens / 1e9,
       peakMegabytes: peakMegabytes(),
     },
     setting: {
