@@ -26,8 +26,8 @@
       'type': 'static_library',
       'sources': ['<@(cpu_family_sources)'],
       'defines': ['QT_CPU_VARIANT=generic'],
-      # GCC 11 to 12.2 vectorize loops over pairs at a stride with a load from behind the last pair (GCC bug 107451); lanes are
-      # vectorized all the same, by the pass over straight code.
+      # GCC 12.2 vectorized a loop over pairs at a stride with a load from behind the last pair, which crashes at the end of a
+      # page; lanes are vectorized all the same, by the pass over straight code.
       'cflags': ['-fno-tree-loop-vectorize'],
     },
     {

@@ -9,6 +9,14 @@
 
 #include "abi.h"
 
+#if defined(__SANITIZE_ADDRESS__)  // GCC's name for it
+#define QT_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#define QT_ADDRESS_SANITIZER __has_feature(address_sanitizer)
+#else
+#define QT_ADDRESS_SANITIZER 0
+#endif
+
 namespace quantune {
 
 class Slabs {
@@ -18,11 +26,7 @@ class Slabs {
   // Whether a block of so many bytes belongs here. The memory of other devices has no pages that matter, and the address
   // sanitizer should know each block.
   bool serves(int64_t bytes) const {
-#if defined(__SANITIZE_ADDRESS__)
-    return false && bytes > 0;
-#else
-    return bytes >= kSmallest && bytes < kLargest && std::strcmp(backend_->name, "cpu") == 0;
-#endif
+    return kInUse && bytes >= kSmallest && bytes < kLargest && std::strcmp(backend_->name, "cpu") == 0;
   }
 
   // 64-byte aligned; null when the backend gives no more memory.
@@ -66,6 +70,7 @@ class Slabs {
   }
 
  private:
+  static constexpr bool kInUse = !QT_ADDRESS_SANITIZER;
   static constexpr int64_t kSlab = 32 << 20, kSmallest = 16 << 10, kLargest = 4 << 20;
   using Ranges = std::map<char*, int64_t>;  // free bytes by their start; neighbours are joined
 

@@ -4,9 +4,21 @@
 //   peer generation FOLDER --model DIR            greedy and beam outputs of the untouched model, token for token
 //   peer training FOLDER --model DIR              the first 20 steps from the same adapter on the same tokens: loss per step
 //   peer run FOLDER --model DIR --data DIR        the whole run again, then the exact match on all questions of dev.json
+//   peer answers FOLDER --csv FILE                an evaluation of any run of ours (evaluate's CSV) against the reference's answers
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { AdamW, Batch, EvaluationWriter, Generator, Model, NO_ANSWER, squadMetrics, summarize } from '../../lib/index.js'
+import {
+  AdamW,
+  Batch,
+  type EvaluationRow,
+  EvaluationWriter,
+  Generator,
+  Model,
+  NO_ANSWER,
+  readEvaluation,
+  squadMetrics,
+  summarize,
+} from '../../lib/index.js'
 import { configure } from './config.js'
 import { readSquad, squadFile, toChat } from './data.js'
 import { difference, readStrictly } from './peer-answers.js'
@@ -20,13 +32,14 @@ const LOSS_TOLERANCE = 1e-3
 const MAX_NEW_TOKENS = 48
 const BATCH = 64
 
-const { config, flags, positionals } = configure('peer generation|training|run FOLDER [flags]', {
+const { config, flags, positionals } = configure('peer generation|training|run|answers FOLDER [flags]', {
   steps: { type: 'number', path: null, help: 'steps to repeat (default: 20, or all for run)' },
   adapter: { type: 'string', path: null, help: 'run: evaluate this adapter instead of training one' },
+  csv: { type: 'string', path: null, help: 'answers: the evaluation to compare' },
 })
 const [check, folder] = positionals
 if (!folder) throw new Error('name the folder of the reference run; see --help')
-const checks: Record<string, (folder: string) => Promise<boolean>> = { generation, training, run }
+const checks: Record<string, (folder: string) => Promise<boolean>> = { generation, training, run, answers }
 const chosen = checks[check ?? '']
 if (!chosen) throw new Error(`the check must be one of ${Object.keys(checks).join(', ')}`)
 process.exitCode = (await chosen(folder)) ? 0 : 1
@@ -132,6 +145,17 @@ async function run(folder: string): Promise<boolean> {
     console.log(`adapter: ${join(out, 'adapter')} (if answering is interrupted, go on with --adapter)`)
   }
   const rows = await answerAll(model, join(out, 'answers.csv'))
+  await model.dispose()
+  return compare(folder, rows)
+}
+
+async function answers(folder: string): Promise<boolean> {
+  if (!flags.csv) throw new Error('answers needs --csv FILE; see --help')
+  return compare(folder, await readEvaluation(String(flags.csv)))
+}
+
+/** Prints both tables and the paired difference; whether ours is not lower by more than two standard errors. */
+async function compare(folder: string, rows: EvaluationRow[]): Promise<boolean> {
   const theirs = await readPeerAnswers(folder, rows)
   console.log(
     renderTable([
@@ -147,7 +171,6 @@ async function run(folder: string): Promise<boolean> {
   console.log(
     `exact match, paired: ${(100 * mean).toFixed(2)} points, standard error ${(100 * error).toFixed(2)}: ${fine ? 'not lower' : 'LOWER'} by more than two`,
   )
-  await model.dispose()
   return fine
 }
 
