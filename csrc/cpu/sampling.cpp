@@ -206,21 +206,20 @@ struct Warpers {
 
 // The candidates that temperature, top-k, top-p and min-p (in this order, as transformers' warpers) leave, best first;
 // returns how many. Ties with the k-th best stay, as in transformers. The result lies at the end of items[0 .. n).
-int64_t best_candidates(Candidate* items, int64_t n, const Warpers& warpers, Candidate** kept) {
+// `total` is the sum of e^(logit - highest) over what top-k leaves, which top-p is a share of; without top-k it is given.
+int64_t best_candidates(Candidate* items, int64_t n, const Warpers& warpers, double total, Candidate** kept) {
   Heap heap{items, n};
   heap.make();
   const double highest = items[0].logit;
   int64_t count = 0;
-  double total = 0;  // of e^(logit - highest) over what top-k leaves, which top-p is a share of
   if (warpers.top_k > 0) {
     float lowest = 0;
+    total = 0;
     while (heap.size > 0 && (count < warpers.top_k || heap.items[0].logit == lowest)) {
       lowest = heap.pop().logit;
       total += ::exp(lowest - highest);
       count++;
     }
-  } else {
-    for (int64_t i = 0; i < n; i++) total += ::exp(items[i].logit - highest);
   }
   const int64_t limit = warpers.top_k > 0 ? count : n;
   int64_t left = 0;
@@ -282,8 +281,60 @@ void scan(const float* logits, int64_t n, float temperature, Admits admits, Put 
   }
 }
 
+// The sum of the weights that are at least `lowest`, in runs so that float32 sums stay short.
+double mass_from(const float* weights, int64_t n, float lowest) {
+  constexpr int64_t kRun = 1024;
+  const Vec bound = Vec::broadcast(lowest);
+  double mass = 0;
+  for (int64_t start = 0; start < n; start += kRun) {
+    Vec lanes = Vec::zero();
+    const int64_t end = least(start + kRun, n), whole = end - (end - start) % Vec::width;
+    for_vectors(start, whole, [&](int64_t i, int) {
+      const Vec weight = Vec::load(weights + i);
+      lanes = lanes + select_less(weight, bound, Vec::zero(), weight);
+    });
+    mass += reduce_add(lanes);
+    for (int64_t i = whole; i < end; i++) mass += weights[i] < lowest ? 0 : weights[i];
+  }
+  return mass;
+}
+
+// A weight below which top-p and min-p leave nothing, 0 where that can't be told: most of a vocabulary is then never ordered.
+// The margin is far above what rounds in the float32 weights.
+float least_weight(const float* weights, int64_t n, double total, const Warpers& warpers) {
+  constexpr double kMargin = 1e-5;
+  const float lowest = static_cast<float>(warpers.min_p * (1 - kMargin));
+  if (warpers.top_p == 1) return lowest;
+  for (float cut = 0.25f; cut > 1e-10f && cut > lowest; cut *= 0.25f) {
+    if (mass_from(weights, n, cut) >= warpers.top_p * total * (1 + kMargin)) return cut;
+  }
+  return lowest;
+}
+
+// The candidates that top-p and min-p may leave without top-k; `weights` becomes e^(logit - highest), `total` their sum.
+int64_t list_likely(const float* logits, int64_t n, const Warpers& warpers, float* weights, double* total, Candidate* items) {
+  const float highest = row_max(logits, n) / warpers.temperature;
+  const Vec t = Vec::broadcast(warpers.temperature), top = Vec::broadcast(highest);
+  for_each_vec(n, [&](int64_t i, int count) { store(exp(load(logits + i, count) / t - top), weights + i, count); });
+  *total = mass_from(weights, n, 0);
+  const float lowest = least_weight(weights, n, *total, warpers);
+  int64_t count = 0;
+  for (int64_t start = 0; start < n; start += 64) {
+    const int64_t end = least(start + 64, n);
+    if (row_max(weights + start, end - start) < lowest) continue;
+    for (int64_t i = start; i < end; i++) {
+      if (weights[i] >= lowest) items[count++] = {logits[i] / warpers.temperature, static_cast<int32_t>(i)};
+    }
+  }
+  // Where even the best is no number, there is nothing to choose by.
+  for (; count == 0 || (count < n && items[0].logit != items[0].logit); count++) {
+    items[count] = {logits[count] / warpers.temperature, static_cast<int32_t>(count)};
+  }
+  return count;
+}
+
 // The candidates that may be among the k best, ties with the last of these included; all where there are fewer than k numbers.
-int64_t list_candidates(const float* logits, int64_t n, const Warpers& warpers, Candidate* items) {
+int64_t list_best(const float* logits, int64_t n, const Warpers& warpers, Candidate* items) {
   int64_t count = 0;
   if (warpers.top_k > 0 && warpers.top_k < n) {
     WorstFirst best{items, warpers.top_k, 0};
@@ -300,9 +351,13 @@ int64_t list_candidates(const float* logits, int64_t n, const Warpers& warpers, 
   return count;
 }
 
-int64_t draw_from_best(const float* logits, int64_t n, const Warpers& warpers, double uniform, Candidate* items) {
+int64_t draw_from_best(const float* logits, int64_t n, const Warpers& warpers, double uniform, Candidate* items,
+                       float* weights) {
   Candidate* best;
-  const int64_t count = best_candidates(items, list_candidates(logits, n, warpers, items), warpers, &best);
+  double all = 0;
+  const int64_t listed =
+      warpers.top_k > 0 ? list_best(logits, n, warpers, items) : list_likely(logits, n, warpers, weights, &all, items);
+  const int64_t count = best_candidates(items, listed, warpers, all, &best);
   double total = 0;
   for (int64_t i = 0; i < count; i++) total += ::exp(static_cast<double>(best[-i].logit) - best[0].logit);
   double target = uniform * total;
@@ -329,8 +384,9 @@ qt_status sample(qt_stream* stream, const qt_sample_args* args) {
                               static_cast<long long>(args->top_k), args->top_p, args->min_p);
   }
   const bool filtered = (args->top_k > 0 && args->top_k < width) || args->top_p < 1 || args->min_p > 0;
-  void* scratch = stream->scratch(rows * width * static_cast<int64_t>(filtered ? sizeof(Candidate) : sizeof(float)));
-  if (rows && !scratch) return out_of_scratch(stream);
+  Candidate* items = filtered ? stream->scratch_of<Candidate>(rows * width) : nullptr;
+  float* weights = stream->scratch_of<float>(rows * width);
+  if (rows && (!weights || (filtered && !items))) return out_of_scratch(stream);
   const uint32_t* rng = data_of<const uint32_t>(args->rng);
   stream->parallel_for(rows, [&](int64_t row) {
     const float* logits = data_of<const float>(args->logits) + row * width;
@@ -338,9 +394,9 @@ qt_status sample(qt_stream* stream, const qt_sample_args* args) {
     const PhiloxNumbers numbers({rng[2 * row], 0}, rng[2 * row + 1], 0x73616d70u, 0, 0);  // "samp": apart from all other draws
     const double uniform =
         (static_cast<double>(numbers.word[0] >> 5) * 67108864.0 + (numbers.word[1] >> 6)) / 9007199254740992.0;
-    int64_t token = filtered ? draw_from_best(logits, width, warpers, uniform, static_cast<Candidate*>(scratch) + row * width)
-                             : draw_from_all(logits, width, warpers.temperature, highest, uniform,
-                                             static_cast<float*>(scratch) + row * width);
+    float* own = weights + row * width;
+    int64_t token = filtered ? draw_from_best(logits, width, warpers, uniform, items + row * width, own)
+                             : draw_from_all(logits, width, warpers.temperature, highest, uniform, own);
     data_of<int32_t>(args->tokens)[row] = static_cast<int32_t>(token);
     if (args->log_probs) data_of<float>(args->log_probs)[row] = logits[token] - log_sum_exp(logits, width, highest);
   });

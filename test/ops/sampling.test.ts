@@ -204,6 +204,39 @@ t.test('sample over a large vocabulary', async (t) => {
   }
 })
 
+t.test('top-p and min-p draw the same without ordering the whole vocabulary', async (t) => {
+  const [draws, width] = [24, 5003]
+  const normal = () => Array.from(h.random.normal([width], { scale: 2 }).values)
+  const rows: Record<string, number[]> = {
+    spread: normal(),
+    flat: normal().map((x) => x / 20),
+    equal: new Array<number>(width).fill(-1.5),
+    peaked: normal().map((x, v) => x + (v === width - 1 ? 25 : 0)),
+    suppressed: normal().map((x, v) => (v % 3 ? NONE : x)),
+  }
+  const rng = int32(Array.from({ length: draws }, (_, i) => [3, i]).flat(), [draws, 2]).tensor
+  for (const [kind, row] of Object.entries(rows)) {
+    const logits = h.operand(new Array(draws).fill(row).flat(), [draws, width]).tensor
+    for (const [temperature, topP, minP] of [
+      [1, 0.9, 0],
+      [0.6, 0.5, 0.02],
+      [1.4, 0.999, 0],
+      [1, 1, 0.1],
+    ] as const) {
+      const [some, all] = [h.garbage([draws], 'int32'), h.garbage([draws], 'int32')]
+      h.ops.sample(some, null, logits, rng, temperature, 0, topP, minP)
+      h.ops.sample(all, null, logits, rng, temperature, width, topP, minP)
+      await h.equal(t, some, await h.read(all), `${kind}: temperature ${temperature}, top_p ${topP}, min_p ${minP}`)
+    }
+  }
+  for (const value of [Number.NaN, NONE]) {
+    const token = h.garbage([1], 'int32')
+    const hopeless = h.operand(new Array<number>(width).fill(value), [1, width]).tensor
+    h.ops.sample(token, null, hopeless, int32([1, 1], [1, 2]).tensor, 1, 0, 0.9, 0.1)
+    t.ok((await h.read(token))[0]! < width, `a row of ${value}`)
+  }
+})
+
 t.test('sample refuses', async (t) => {
   const refused = (pattern: RegExp, temperature: number, topK = 0, topP = 1, minP = 0) => {
     const tokens = h.garbage([1], 'int32')
