@@ -15,7 +15,8 @@ export const RESULTS = join(ROOT, 'bench/results')
 /** A file of bench/results. */
 export interface Result {
   date: string
-  machine: { cpu: string; cores: number; bfloat16: boolean; node: string }
+  /** `gpu`: what the sections ran on, where that was no CPU. */
+  machine: { cpu: string; cores: number; bfloat16: boolean; node: string; gpu?: string }
   /** Names and versions of the peers. */
   peers: Record<string, string>
   sections: Record<string, Section>
@@ -48,11 +49,10 @@ function rounded(value: number): string {
 }
 
 export function writeReport(): void {
-  const files = readdirSync(RESULTS).filter((name) => /^\d{4}-\d\d-\d\d\.json$/.test(name))
+  const files = readdirSync(RESULTS).filter((name) => /^\d{4}-\d\d-\d\d(-cuda\d*)?\.json$/.test(name))
   const results = files.sort().map((name) => JSON.parse(readFileSync(join(RESULTS, name), 'utf8')) as Result)
-  const newest = results.at(-1)
-  if (!newest) return
-  writeFileSync(join(ROOT, 'docs/benchmarks.svg'), chart(newest))
+  const newest = results.filter(({ machine }) => !machine.gpu).at(-1)
+  if (newest) writeFileSync(join(ROOT, 'docs/benchmarks.svg'), chart(newest))
   const text = [
     '# Benchmarks',
     '',
@@ -69,7 +69,8 @@ export function writeReport(): void {
 function renderResult({ date, machine, peers, sections }: Result): string {
   const kind = machine.bfloat16 ? 'with bfloat16 products' : 'without bfloat16 products'
   const others = Object.entries(peers).map(([name, version]) => `${name} ${version}`)
-  const facts = [`${machine.cores} cores ${kind} (${machine.cpu})`, `Node ${machine.node}`, ...others].join(', ')
+  const place = machine.gpu ?? `${machine.cores} cores ${kind} (${machine.cpu})`
+  const facts = [place, `Node ${machine.node}`, ...others].join(', ')
   const variant = Object.values(sections).flatMap(({ trials }) => trials.map(({ setting }) => setting.variant))[0]
   return `## ${date}\n\n${facts}; kernels: ${String(variant)}.\n\n${Object.values(sections).map(renderSection).join('\n')}`
 }

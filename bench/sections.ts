@@ -50,7 +50,8 @@ export const sections: Record<string, (settings: Settings) => Section | null> = 
 /** The requirement for a CPU with bfloat16 products, and for one without. */
 const required = (bfloat16: number, otherwise: number) => (hasBfloat16() ? bfloat16 : otherwise)
 
-function ours(script: string, ...args: string[]): TrialResult {
+/** Runs one of our trials in a process of its own. */
+export function ours(script: string, ...args: string[]): TrialResult {
   const out = execFileSync(process.execPath, [join(DIST, script), ...args], {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'inherit'],

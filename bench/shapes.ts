@@ -15,6 +15,16 @@ const LLAMA = {
 }
 
 export const SHAPES = {
+  /** For trying a benchmark out. */
+  tiny: {
+    ...LLAMA,
+    hidden_size: 64,
+    intermediate_size: 128,
+    num_hidden_layers: 2,
+    num_attention_heads: 2,
+    num_key_value_heads: 1,
+    vocab_size: 256,
+  },
   'smollm2-135m': {
     ...LLAMA,
     hidden_size: 576,

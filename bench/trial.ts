@@ -1,3 +1,5 @@
+import type { Row } from './sections.js'
+
 /** What every trial prints as its last line, for bench/run.ts to read. */
 export interface TrialResult {
   name: string
@@ -5,6 +7,8 @@ export interface TrialResult {
   figures: Record<string, number>
   /** What was run: shape, dtype, threads. */
   setting: Record<string, unknown>
+  /** Comparisons that the trial made by itself. */
+  rows?: Row[]
 }
 
 export function report(result: TrialResult): void {

@@ -1,28 +1,30 @@
 """Peer baseline on one GPU: PyTorch's bfloat16 products, copies and flash attention.
 
-usage: python torch_cuda.py REQUESTS, a JSON list of ["product", m, n, k] | ["copy", bytes] | ["attention", tokens, heads, heads_kv, d]
-Prints a JSON list of the median seconds: of one product, of one copy, of attention's [forward, backward].
+usage: python torch_cuda.py cuda[:N] REQUESTS, a JSON list of ["product", m, n, k] | ["copy", bytes] |
+  ["attention", tokens, heads, heads_kv, d]
+Prints a JSON list of the median seconds: of one product, of one copy, of attention's [forward, backward]. As ours are measured:
+calls one behind the other for at least 20 ms, the median of nine such runs.
 """
-import json, statistics, sys
+import json, math, statistics, sys, time
 import torch
 import torch.nn.functional as F
 
-FLUSH = torch.empty(256 << 20, dtype=torch.uint8, device='cuda')  # larger than the second-level cache
+DEVICE = sys.argv[1]
+torch.cuda.set_device(torch.device(DEVICE if ':' in DEVICE else DEVICE + ':0'))
 
 
-def seconds(f, repeat=20):
-    for _ in range(3):
-        f()
-    times = []
-    for _ in range(repeat):
-        FLUSH.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        f()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+def seconds(f):
+    def run(count):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            f()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / count
+
+    run(3)
+    count = max(3, math.ceil(0.02 / run(3)))
+    return statistics.median(run(count) for _ in range(9))
 
 
 def normal(*shape):
@@ -54,4 +56,4 @@ def attention(tokens, heads, heads_kv, d):
 
 
 kinds = {'product': product, 'copy': copy, 'attention': attention}
-print(json.dumps([kinds[name](*args) for name, *args in json.loads(sys.argv[1])]))
+print(json.dumps([kinds[name](*args) for name, *args in json.loads(sys.argv[2])]))

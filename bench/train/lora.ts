@@ -52,7 +52,10 @@ const delay = monitorEventLoopDelay({ resolution: 1 })
 const seconds: number[] = []
 const losses: number[] = []
 for (let step = 0; step <= steps; step++) {
-  if (step === 1) delay.enable()
+  if (step === 1) {
+    delay.enable()
+    model.device.resetPeak()
+  }
   const begin = performance.now()
   const { loss } = model.forward(batch, { gradientCheckpointing: values.checkpointing })
   loss!.backward()
@@ -70,6 +73,7 @@ report({
     tokensPerSecond: (sequences * seq) / stepSeconds,
     stepSeconds,
     peakMegabytes: peakMegabytes(),
+    devicePeakGigabytes: model.device.memoryUsage().peak.total / 1e9,
     eventLoopDelayP99Milliseconds: delay.percentile(99) / 1e6,
   },
   setting: {
