@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(MmaNarrow::threads) group_kernel(const __grid_
   const TileIndex tile(at % tiles, task.row_tiles, task.column_tiles);
   mma_tile<MmaNarrow, true, true, false>(
       task, nullptr, tile, split, [] {},
-      [&](int64_t row, int64_t column, float x, float y) { store_pair(task.epilogue, row, column, split, x, y); });
+      [&](int64_t row, int64_t column, const auto& sum) { store_warp<MmaNarrow>(task.epilogue, row, column, split, sum); });
 }
 
 constexpr int kFinishThreads = 256;

@@ -141,7 +141,7 @@ __device__ inline void produce(const HopperArgs& args, const HopperShared<four_b
     const bool inner = find_tile(args, t, &tile);
     const int64_t steps = inner ? args.first_steps : args.steps;
     const int64_t row = tile.row * kRows, column = tile.column * kColumns;
-    Run run;
+    Run run{};  // of an inner tile, which has no codes, nothing is used
     auto copy_codes = [&](int64_t step) {
       if (step < args.first_steps && !inner)
         run.copy(args.four_bit, static_cast<int>(step % Run::kSlots), run.position(args.four_bit, step));
@@ -188,7 +188,6 @@ __device__ inline void produce(const HopperArgs& args, const HopperShared<four_b
 
 template <bool a_across, bool b_across, bool four_bit>
 __device__ inline void consume(const HopperArgs& args, const HopperShared<four_bit>& shared, int group) {
-  const Epilogue& e = args.epilogue;
   const int warp = warp_index() % 4, g = lane_index() / 4, t = lane_index() % 4;
   RingPosition at;
   TileQueue<four_bit> queue;
@@ -218,22 +217,20 @@ __device__ inline void consume(const HopperArgs& args, const HopperShared<four_b
       at.advance();
     }
     wgmma_wait<0>();
+    wgmma_finished(low);
+    wgmma_finished(high);
     if (lane_index() == 0) barrier_arrive(shared.empty + (at.stage + kStages - 1) % kStages);
-    auto store = [&](int64_t r, int64_t c, float x, float y) {
-      if (inner)
-        store_inner(args.inner, r, c, x, y);
-      else
-        store_pair(e, r, c, 0, x, y);
-    };
     const int64_t row = tile.row * kRows + group * 128 + warp * 16 + g, column = tile.column * kColumns + 2 * t;
-#pragma unroll
-    for (int j = 0; j < 16; j++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        store(row + half * 8, column + j * 8, low[4 * j + 2 * half] * args.scale, low[4 * j + 2 * half + 1] * args.scale);
-        store(row + 64 + half * 8, column + j * 8, high[4 * j + 2 * half] * args.scale,
-              high[4 * j + 2 * half + 1] * args.scale);
-      }
+    auto store = [&](const Epilogue& to) {
+      store_sums<2, 64, 16>(to, row, column, 0, [&](int i, int j, int half) {
+        const float(&sums)[64] = i ? high : low;
+        return Pack<float, 2>{{sums[4 * j + 2 * half] * args.scale, sums[4 * j + 2 * half + 1] * args.scale}};
+      });
+    };
+    // One copy of the code for all: a loop whose body is too large to be there twice.
+    const int places = inner && args.inner.copies ? 2 : 1;
+#pragma unroll 1
+    for (int i = 0; i < places; i++) store(!inner ? args.epilogue : i ? args.inner.copy : args.inner.task.epilogue);
     if (!inner) continue;
     global_proxy_fence();
     __syncwarp();

@@ -38,12 +38,10 @@ using Int8Flat = Int8Shape<64, 64, 32, 16, 4>;  // where those do not fill the d
 template <class Shape>
 struct Int8Tiles {
   bf16 *a, *b;
-  float *x, *w;  // of the outliers: [kOutliers][rows], [kOutliers][columns]
   __host__ __device__ explicit Int8Tiles(SharedCarver& carve) {
     a = carve.array<bf16>(Shape::stages * Shape::rows * kStepDepth, 128);
     b = carve.array<bf16>(Shape::stages * Shape::columns * kStepDepth, 128);
-    x = carve.array<float>(kOutliers * Shape::rows);
-    w = carve.array<float>(kOutliers * Shape::columns);
+    static_assert(kOutliers * sizeof(float) <= Shape::stages * kStepDepth * sizeof(bf16), "the outliers fit into the tiles");
   }
 };
 
@@ -113,24 +111,26 @@ __global__ void __launch_bounds__(Shape::threads) int8_mma_kernel(const Int8Args
         const float scale = r < e.m && c < e.n ? args.in.absmax[r] * args.weight.absmax[c] * (1.0f / (127.0f * 127.0f)) : 0.0f;
         values[i][j][part] = static_cast<float>(sums[i][j][part]) * scale;
       }
+  // [kOutliers][rows] and [kOutliers][columns], in the place of the tiles: both would be more than a block of sm_86 has.
+  float *outliers_x = reinterpret_cast<float*>(tiles.a), *outliers_w = reinterpret_cast<float*>(tiles.b);
   const int count = blockIdx.y == 0 ? *args.in.count : 0;
   for (int first = 0; first < count; first += kOutliers) {
-    __syncthreads();  // what was read of the columns before
+    __syncthreads();  // all have done with the tiles, or with the columns before
     for (int at = static_cast<int>(threadIdx.x); at < kOutliers * Shape::rows; at += kThreads) {
       const int o = first + at / Shape::rows;
       const int64_t r = row + at % Shape::rows;
-      tiles.x[at] = o < count && r < e.m ? args.in.at(r, args.in.outliers[o]) : 0.0f;
+      outliers_x[at] = o < count && r < e.m ? args.in.at(r, args.in.outliers[o]) : 0.0f;
     }
     for (int at = static_cast<int>(threadIdx.x); at < kOutliers * Shape::columns; at += kThreads) {
       const int o = first + at / Shape::columns;
       const int64_t c = column + at % Shape::columns;
-      tiles.w[at] = o < count && c < e.n ? args.weight.value(c, args.in.outliers[o]) : 0.0f;
+      outliers_w[at] = o < count && c < e.n ? args.weight.value(c, args.in.outliers[o]) : 0.0f;
     }
     __syncthreads();
     const int some = count - first < kOutliers ? count - first : kOutliers;
     for (int o = 0; o < some; o++) {
-      const float* x = tiles.x + o * Shape::rows + warp_row + g;
-      const float* w = tiles.w + o * Shape::columns + warp_column + 2 * t;
+      const float* x = outliers_x + o * Shape::rows + warp_row + g;
+      const float* w = outliers_w + o * Shape::columns + warp_column + 2 * t;
 #pragma unroll
       for (int i = 0; i < kRowTiles; i++)
 #pragma unroll
@@ -140,14 +140,9 @@ __global__ void __launch_bounds__(Shape::threads) int8_mma_kernel(const Int8Args
             values[i][j][part] = fmaf(x[i * 16 + part / 2 * 8], w[j * 8 + part % 2], values[i][j][part]);
     }
   }
-#pragma unroll
-  for (int i = 0; i < kRowTiles; i++)
-#pragma unroll
-    for (int j = 0; j < kColumnTiles; j++) {
-      const int64_t r = row + warp_row + i * 16 + g, c = column + warp_column + j * 8 + 2 * t;
-      store_pair(e, r, c, blockIdx.y, values[i][j][0], values[i][j][1]);
-      store_pair(e, r + 8, c, blockIdx.y, values[i][j][2], values[i][j][3]);
-    }
+  store_warp<Shape>(e, row + warp_row + g, column + warp_column + 2 * t, blockIdx.y, [&](int i, int j, int half) {
+    return Pack<float, 2>{{values[i][j][2 * half], values[i][j][2 * half + 1]}};
+  });
 }
 
 template <class Shape>

@@ -109,8 +109,52 @@ __device__ inline void store_pair(const Epilogue& e, int64_t row, int64_t column
   if (column + 1 < e.n) e.store(row, column + 1, split, y);
 }
 
-// One tile of C, by a whole block: part `split` of k, and store(row, column, x, y) for two neighbouring sums. Calls
-// before_second() ahead of the barrier after which the second product's A is copied.
+// A thread's sums of a tile: pairs at the rows `row` + kRowStep i + 8 half and the columns `column` + 8 j, given by sum(i, j,
+// half). What a pair needs is asked once: asked of each of 64 pairs in unrolled code it was nine tenths of a kernel's
+// instructions, far more than a multiprocessor's cache of them holds.
+template <int kRows, int kRowStep, int kColumns, class Sum>
+__device__ __forceinline__ void store_sums(const Epilogue& e, int64_t row, int64_t column, int64_t split, const Sum& sum) {
+  using Pair = Pack<float, 2>;
+  constexpr int kPairs = kRows * 2 * kColumns;
+  auto each = [&](auto* first, int64_t stride, const auto& store) {  // stride: from row to row, in pairs
+#pragma unroll
+    for (int r = 0; r < kRows * 2; r++) {
+      auto* to = first + (r / 2 * kRowStep + r % 2 * 8) * stride;
+#pragma unroll
+      for (int j = 0; j < kColumns; j++) store(to + 4 * j, sum(r / 2, j, r % 2));
+    }
+  };
+  const bool inside = row + (kRows - 1) * kRowStep + 8 < e.m && column + (kColumns - 1) * 8 + 1 < e.n;
+  const int64_t row_stride = e.partial ? e.n : e.row_stride, at = row * row_stride + column;
+  const bool pairs = inside && row_stride % 2 == 0 && (e.partial || (!e.bias && e.column_stride == 1));
+  if (pairs && !e.partial && e.dtype == QT_BFLOAT16) {
+    auto* first = reinterpret_cast<uint32_t*>(static_cast<bf16*>(e.c) + at);
+    if (e.accumulate) {
+      each(first, row_stride / 2, [](uint32_t* to, const Pair& s) {
+        const float2 before = unpack_bf16(*to);
+        *to = pack_bf16(before.x + s[0], before.y + s[1]);
+      });
+    } else {
+      each(first, row_stride / 2, [](uint32_t* to, const Pair& s) { *to = pack_bf16(s[0], s[1]); });
+    }
+  } else if (pairs && (e.partial || (e.dtype == QT_FLOAT32 && !e.accumulate))) {
+    float* to = e.partial ? e.partial + split * e.m * e.n : static_cast<float*>(e.c);
+    each(reinterpret_cast<Pair*>(to + at), row_stride / 2, [](Pair* to, const Pair& s) { *to = s; });
+  } else {
+    // The edges of C, and what is seldom: one loop, whose sums lie in local memory.
+    Pair kept[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) kept[i] = sum(i / kColumns / 2, i % kColumns, i / kColumns % 2);
+#pragma unroll 1
+    for (int i = 0; i < kPairs; i++) {
+      const int r = i / kColumns;
+      store_pair(e, row + r / 2 * kRowStep + r % 2 * 8, column + i % kColumns * 8, split, kept[i][0], kept[i][1]);
+    }
+  }
+}
+
+// One tile of C, by a whole block: part `split` of k, and store(row, column, sum) for what each warp's threads have, as
+// store_sums takes it. Calls before_second() ahead of the barrier after which the second product's A is copied.
 template <class Shape, bool a_across, bool b_across, bool four_bit, class BeforeSecond, class Store>
 __device__ __forceinline__ void mma_tile(const MmaTask& args, const FourBitFactor* codes, const TileIndex& tile, int64_t split,
                                          const BeforeSecond& before_second, const Store& store) {
@@ -221,15 +265,16 @@ __device__ __forceinline__ void mma_tile(const MmaTask& args, const FourBitFacto
   }
   async_wait<0>();
   const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-  for (int i = 0; i < Shape::warp_rows / 16; i++)
-#pragma unroll
-    for (int j = 0; j < Shape::warp_columns / 8; j++) {
-      const float(&sums)[4] = product.sums[i][j];
-      const int64_t r = row + warp_row + i * 16 + g, c = column + warp_column + j * 8 + 2 * t;
-      store(r, c, sums[0] * args.scale, sums[1] * args.scale);
-      store(r + 8, c, sums[2] * args.scale, sums[3] * args.scale);
-    }
+  store(row + warp_row + g, column + warp_column + 2 * t, [&](int i, int j, int half) {
+    const float(&sums)[4] = product.sums[i][j];
+    return Pack<float, 2>{{sums[2 * half] * args.scale, sums[2 * half + 1] * args.scale}};
+  });
+}
+
+// store_sums of a warp of that shape.
+template <class Shape, class Sum>
+__device__ __forceinline__ void store_warp(const Epilogue& e, int64_t row, int64_t column, int64_t split, const Sum& sum) {
+  store_sums<Shape::warp_rows / 16, 16, Shape::warp_columns / 8>(e, row, column, split, sum);
 }
 
 using MmaLarge = MmaShape<256, 128, 64, 64, 3>;
@@ -274,10 +319,11 @@ __device__ inline bool find_tile(int64_t ticket, int64_t band_rows, const MmaTas
   return is_inner;
 }
 
-// Two neighbouring sums of the inner product.
-__device__ inline void store_inner(const MmaInner& inner, int64_t row, int64_t column, float x, float y) {
-  store_pair(inner.task.epilogue, row, column, 0, x, y);
-  if (inner.copies) store_pair(inner.copy, row, column, 0, x, y);
+// Calls store(epilogue) for each place where the sums of an inner tile go.
+template <class Store>
+__device__ __forceinline__ void store_inner(const MmaInner& inner, const Store& store) {
+#pragma unroll 1
+  for (int i = 0; i < (inner.copies ? 2 : 1); i++) store(i ? inner.copy : inner.task.epilogue);
 }
 
 // Takes the block's tile. Computes it where it is one of the inner product, else says in *tile which one of C it is.
@@ -292,7 +338,9 @@ __device__ inline bool takes_inner_tile(const MmaArgs& args, TileIndex* tile) {
     return false;
   mma_tile<MmaNarrow, false, b_across, false>(
       task, nullptr, *tile, 0, [] {},
-      [&](int64_t row, int64_t column, float x, float y) { store_inner(inner, row, column, x, y); });
+      [&](int64_t row, int64_t column, const auto& sum) {
+        store_inner(inner, [&](const Epilogue& e) { store_warp<MmaNarrow>(e, row, column, 0, sum); });
+      });
   __syncthreads();
   if (threadIdx.x == 0) signal_ready(inner.ready + tile->row);
   return true;
@@ -317,7 +365,7 @@ __global__ void __launch_bounds__(Shape::threads) mma_kernel(const __grid_consta
     tile = TileIndex(blockIdx.x, args.row_tiles, args.column_tiles);
   mma_tile<Shape, a_across, b_across, four_bit>(
       args, &args.four_bit, tile, blockIdx.y, [&] { wait_for_inner<Shape>(args, tile); },
-      [&](int64_t row, int64_t column, float x, float y) { store_pair(args.epilogue, row, column, blockIdx.y, x, y); });
+      [&](int64_t row, int64_t column, const auto& sum) { store_warp<Shape>(args.epilogue, row, column, blockIdx.y, sum); });
 }
 
 // Launch over the tiles and splits that `args` says.

@@ -204,7 +204,8 @@ struct Parts {
 };
 
 // Copies up to four runs of bytes, one a grid row.
-__global__ void __launch_bounds__(kThreads) copy_parts_kernel(const Parts parts, float* offset, float offset_value) {
+__global__ void __launch_bounds__(kThreads)
+    copy_parts_kernel(const __grid_constant__ Parts parts, float* offset, float offset_value) {
   const Part& p = parts.part[blockIdx.y];
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
                 threads = static_cast<int64_t>(gridDim.x) * kThreads;

@@ -13,7 +13,7 @@ const { values } = parseArgs({ options: { arch: { type: 'string' }, only: { type
 const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0
 const nvcc = [process.env.CUDACXX, 'nvcc', '/usr/local/cuda/bin/nvcc'].find((path) => path && has(path))
 if (!nvcc) {
-  console.error('nvcc was not found: install the CUDA toolkit (12.4 or newer), or name it by CUDACXX')
+  console.error('nvcc was not found: install the CUDA toolkit (12.8 or newer), or name it by CUDACXX')
   process.exit(1)
 }
 

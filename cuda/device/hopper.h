@@ -21,8 +21,9 @@
 
 namespace quantune::cuda {
 
-// ---- barriers: 8 bytes of shared memory. A phase ends when `arrivals` have come and all expected bytes have landed.
-// -----------------
+// ---- barriers --------------------------------------------------------------------------------------------------------
+
+// 8 bytes of shared memory. A phase ends when `arrivals` have come and all expected bytes have landed.
 __device__ inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -47,9 +48,10 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
   } while (!done);
 }
 
-// ---- tensor copies
-// ------------------------------------------------------------------------------------------------------------- Starts the copy
-// of the map's box at (column, row) into shared memory; it counts against the barrier's expected bytes. One thread.
+// ---- tensor copies ---------------------------------------------------------------------------------------------------
+
+// Starts the copy of the map's box at (column, row) into shared memory; it counts against the barrier's expected bytes. One
+// thread.
 __device__ inline void copy_box(void* shared, const TensorMap* map, uint64_t* barrier, int column, int row) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
                    shared_address(shared)),
@@ -61,10 +63,11 @@ __device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async.sha
 // Between this thread's ordinary accesses to global memory and tensor copies of the same data, on both sides of a counter.
 __device__ inline void global_proxy_fence() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
-// ---- wgmma
-// --------------------------------------------------------------------------------------------------------------------- A tile
-// as an operand of wgmma. Rows along the outer index, k running along them: `block` is not used and 16 in k are 32 bytes
-// further. Rows along k: tiles of 64 outer indices x k rows, `block` bytes apart, and 16 in k are 2048 bytes further.
+// ---- wgmma -----------------------------------------------------------------------------------------------------------
+
+// A tile as an operand of wgmma. Rows along the outer index, k running along them: `block` is not used and 16 in k are 32 bytes
+// further. Rows along k: tiles of 64 outer indices x k rows, `block` bytes apart, and 16 in k are 2048 bytes further. In cute's
+// words (make_gmma_desc): swizzle of 128 bytes, base offset 0, the stride offset 1024 for both, `block` the leading offset.
 __device__ inline uint64_t tile_descriptor(const void* shared, uint32_t block) {
   const uint64_t address = shared_address(shared);
   return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(block >> 4) << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
@@ -75,6 +78,11 @@ __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.al
 template <int groups>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory");
+}
+// After a wait: whatever reads the sums stays behind it (to the compiler they were finished when the product was issued).
+__device__ inline void wgmma_finished(float (&d)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 // D[64, 128] += A[64, 16] B[16, 128] by the four warps of a warpgroup, warp w having rows 16 w and on: d[4 j + e] is what d[e]
 // of mma m16n8k16 is, of the columns 8 j and on. `across`: the tile's rows are indices of k.
@@ -97,8 +105,8 @@ __device__ inline void wgmma_64x128(float (&d)[64], uint64_t a, uint64_t b) {
       : "l"(a), "l"(b), "n"(a_across), "n"(b_across));
 }
 
-// ---- registers of a warpgroup, multiples of 8
-// ------------------------------------------------------------------------------------
+// ---- registers of a warpgroup, multiples of 8 ------------------------------------------------------------------------
+
 template <int registers>
 __device__ inline void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));

@@ -15,7 +15,7 @@ namespace quantune::cuda::emulation {
 constexpr int kLanes = 32;
 constexpr size_t kMostThreads = 1024;
 constexpr size_t kDynamicShared = 227 * 1024;
-constexpr size_t kStaticShared = 48 * 1024;
+constexpr size_t kStaticShared = 16 * 1024;  // what device/launch.h leaves for it
 
 enum class State : uint8_t { kReady, kCollective, kBarrier, kNamedBarrier, kPolling, kYielded, kDone };
 

@@ -151,7 +151,7 @@ void* static_shared(const void* declaration, size_t bytes, size_t alignment) {
   }
   size_t at = (block.static_bytes + alignment - 1) / alignment * alignment;
   char* base = block.shared + kDynamicShared + 1024;
-  if (at + bytes > kStaticShared - kRedZoneBytes) kernel_error("more than 48 KiB of static shared memory");
+  if (at + bytes > kStaticShared - kRedZoneBytes) kernel_error("more than 16 KiB of static shared memory");
   std::memset(base + at, 0xff, bytes);
   size_t zone = (at + bytes + 15) / 16 * 16;
   std::memset(base + at + bytes, 0xff, zone + kRedZoneBytes - at - bytes);

@@ -38,6 +38,7 @@ template <int groups>
 inline void wgmma_wait() {
   emulation::wgmma_wait(groups);
 }
+inline void wgmma_finished(float (&)[64]) {}
 template <int a_across, int b_across>
 inline void wgmma_64x128(float (&d)[64], uint64_t a, uint64_t b) {
   emulation::wgmma(d, 128, a, b, a_across != 0, b_across != 0);

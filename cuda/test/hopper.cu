@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(128)
   }
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_finished(d);
   for (int i = 0; i < 64; i++) {
     const int row = thread / 32 * 16 + g + i % 4 / 2 * 8, column = i / 4 * 8 + 2 * t + i % 2;
     out[row * 128 + column] = d[i];

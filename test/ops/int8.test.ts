@@ -205,8 +205,9 @@ for (const c of cases) {
       expected = product([m, n, r], matrix(hidden), matrix(b, true), expected, scale)
       error = add(error, spread([m, n, r], near(hidden, false, hiddenError), near(b, true), scale))
     }
-    await h.close(t, y, expected, widened(sumTolerance(r * 4, dtype), error), 'y')
-    if (hidden && loraH) await h.close(t, loraH, hidden.values, widened(sumTolerance(k), hiddenError!), 'lora_h')
+    await h.close(t, y, expected, widened(sumTolerance(r * 4, dtype, dtype), error), 'y')
+    if (hidden && loraH)
+      await h.close(t, loraH, hidden.values, widened(sumTolerance(k, 'float32', dtype), hiddenError!), 'lora_h')
 
     // The gradient is that of the dequantized weight.
     const dy = h.random.normal([m, n], { dtype })
@@ -218,7 +219,7 @@ for (const c of cases) {
       ...([dx.tensor, dLoraX, null, null, dA, dB, dy.tensor, x.tensor, w.tensor, ...adapter] as const),
       ...([loraH, transposed, scale, accumulate] as const),
     )
-    const float = sumTolerance(Math.max(m, n, k) * (a ? 900 : 1), dtype)
+    const float = sumTolerance(Math.max(m, n, k) * (a ? 900 : 1), dtype, dtype)
     let dInput = product([m, k, n], matrix(dy), matrix(whole, transposed === 1), accumulate ? dx.values : null)
     let dError = spread([m, k, n], near(dy), near(whole, transposed === 1))
     if (a && b && dA && dB && hidden) {

@@ -99,8 +99,8 @@ for (const c of cases) {
     const { x, dy, w, bias, loraX, a, b } = await operands(c)
     const rows = matrix(w, transposed === 1) // [n, k]
     const source = loraX ?? x
-    const accurate = sumTolerance(k + r * 4, dtype)
-    const float = sumTolerance(Math.max(m, n, k) * (a ? 30 : 1))
+    const accurate = sumTolerance(k + r * 4, dtype, dtype)
+    const float = sumTolerance(Math.max(m, n, k) * (a ? 30 : 1), 'float32', dtype)
     const rounds = roundsFactors(h, dtype)
     const near = (operand: Operand, transposed = false, own?: Float64Array) => factorOf(operand, rounds, transposed, own)
 
@@ -128,7 +128,8 @@ for (const c of cases) {
       error = add(error, spread([m, n, r], near(hidden, false, hiddenError), near(b, true), scale))
     }
     await h.close(t, y, expected, widened(dtype === 'float32' ? float : accurate, error), 'y')
-    if (hidden && loraH) await h.close(t, loraH, hidden.values, widened(sumTolerance(k), hiddenError!), 'lora_h')
+    if (hidden && loraH)
+      await h.close(t, loraH, hidden.values, widened(sumTolerance(k, 'float32', dtype), hiddenError!), 'lora_h')
 
     const accumulate = m % 2
     const [dx, db] = [h.random.normal([m, k], { dtype }), h.random.normal([n])]

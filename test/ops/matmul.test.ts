@@ -35,10 +35,10 @@ for (const [m, n, k] of sizes) {
         const label = `${type}${transposeA ? ', a transposed' : ''}${transposeB ? ', b transposed' : ''}`
         const c = h.garbage([m, n])
         h.ops.matmul(c, a.tensor, b.tensor, transposeA, transposeB, 1, 0)
-        await h.close(t, c, product([m, n, k], left, right), sumTolerance(k), label)
+        await h.close(t, c, product([m, n, k], left, right), sumTolerance(k, 'float32', a.tensor.dtype), label)
         h.ops.matmul(start.tensor, a.tensor, b.tensor, transposeA, transposeB, -0.5, 1)
         const expected = product([m, n, k], left, right, start.values, -0.5)
-        await h.close(t, start.tensor, expected, sumTolerance(k), `${label}, accumulated`)
+        await h.close(t, start.tensor, expected, sumTolerance(k, 'float32', a.tensor.dtype), `${label}, accumulated`)
       }
     }
   })
@@ -67,7 +67,7 @@ t.test('bfloat16, tiles of each form and k in parts', async (t) => {
         t,
         c,
         expected,
-        sumTolerance(k),
+        sumTolerance(k, 'float32', 'bfloat16'),
         `[${m}, ${n}] over ${k}${transposeA ? ', a transposed' : ''}${transposeB ? ', b transposed' : ''}`,
       )
     }
@@ -84,7 +84,7 @@ t.test('results in 16 bits are rounded once', async (t) => {
       const c = h.random.normal([m, n], { dtype })
       const expected = product([m, n, k], matrix(a), matrix(b, true), c.values)
       h.ops.matmul(c.tensor, a.tensor, b.tensor, 0, 1, 1, 1)
-      await h.close(t, c.tensor, expected, sumTolerance(k, dtype), `${dtype} [${m}, ${n}]`)
+      await h.close(t, c.tensor, expected, sumTolerance(k, dtype, dtype), `${dtype} [${m}, ${n}]`)
     }
   }
 })
