@@ -1,6 +1,7 @@
 import { inspect } from 'node:util'
 import { z } from 'zod'
 import { invalidArgument, type QuantuneError } from './errors.js'
+import { otherName } from './other-names.js'
 
 /** What parseOptions reads of an issue of zod's: the union of its kinds, flattened. */
 interface Issue {
@@ -55,6 +56,9 @@ function unknownKey(issue: Issue, schema: z.ZodType, parameter: string): Quantun
 }
 
 function refuseKey(key: string, known: readonly string[], parameter: string): QuantuneError {
+  const elsewhere = otherName(parameter, camelCase(key))
+  if (elsewhere !== undefined)
+    return invalidArgument(`${parameter}: unknown option "${key}"; ${elsewhere}`, { parameter: `${parameter}.${key}` })
   const suggestion = nearest(key, known)
   const hint = suggestion ? `; did you mean "${suggestion}"?` : known.length ? `; known are ${known.join(', ')}` : ''
   return invalidArgument(`${parameter}: unknown option "${key}"${hint}`, { parameter: `${parameter}.${key}`, suggestion })
@@ -91,7 +95,7 @@ function expectation(issue: Issue): string {
       return all.length ? alternatives([...new Set(all)]) : 'another value'
     }
     default:
-      return issue.message
+      return issue.message.replace(/^expected /, '')
   }
 }
 
@@ -149,9 +153,13 @@ function objectsAt(schema: z.core.$ZodType, path: readonly PropertyKey[]): z.Zod
   return inner ? objectsAt(inner, path) : []
 }
 
+function camelCase(name: string): string {
+  return name.replace(/[_-]+([a-zA-Z0-9])/g, (_, letter: string) => letter.toUpperCase())
+}
+
 /** The known name that a misspelt one most likely means, or undefined: Python's spelling first, then the least edits. */
 export function nearest(name: string, known: readonly string[]): string | undefined {
-  const camel = name.replace(/[_-]+([a-zA-Z0-9])/g, (_, letter: string) => letter.toUpperCase())
+  const camel = camelCase(name)
   const exact = known.find((candidate) => candidate.toLowerCase() === camel.toLowerCase())
   if (exact) return exact
   let best: { name: string; distance: number } | undefined

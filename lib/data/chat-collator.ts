@@ -1,5 +1,6 @@
+import { inspect } from 'node:util'
 import { z } from 'zod'
-import { invalidArgument } from '../errors.js'
+import { invalidArgument, QuantuneError } from '../errors.js'
 import { parseOptions } from '../options.js'
 import { Batch, IGNORE_LABEL } from './batch.js'
 import type { BatchData } from './batch-data.js'
@@ -71,6 +72,7 @@ export interface ChatCollatorOptions {
   templateVariables?: Readonly<Record<string, unknown>>
 }
 
+const SHORT = { depth: 3, maxStringLength: 80, maxArrayLength: 4, breakLength: Number.POSITIVE_INFINITY }
 const GREEN = '\x1b[32m'
 const RESET = '\x1b[0m'
 
@@ -82,6 +84,7 @@ export class ChatCollator implements Collator<TrainingExample> {
   readonly #truncation: TruncationReport = { examples: 0, truncated: 0, withoutLabels: 0, tokens: 0 }
 
   constructor(tokenizer: Tokenizer, options: ChatCollatorOptions = {}) {
+    if (typeof tokenizer?.encode !== 'function') throw invalidArgument('ChatCollator: expected a Tokenizer (model.tokenizer)')
     this.tokenizer = tokenizer
     this.#options = parseOptions(ChatCollatorOptions, options, 'ChatCollatorOptions')
     this.#ignoredIds()
@@ -115,6 +118,17 @@ export class ChatCollator implements Collator<TrainingExample> {
     return encoded
   }
 
+  /** Says of an example that is refused which one it is. */
+  #encodeNamed(example: TrainingExample, index: number): EncodedExample {
+    try {
+      return this.encode(example)
+    } catch (error) {
+      if (!(error instanceof QuantuneError)) throw error
+      const message = `examples[${index}] of the batch: ${error.message} (it is ${inspect(example, SHORT)})`
+      throw new QuantuneError(error.code, message, { details: { ...error.details, index, example }, cause: error.cause })
+    }
+  }
+
   #cut(encoded: EncodedExample): EncodedExample {
     const { inputIds, labels } = encoded
     const { maxLength } = this.#options
@@ -134,7 +148,7 @@ export class ChatCollator implements Collator<TrainingExample> {
   collate(examples: readonly TrainingExample[], { dropout = 0 }: CollateContext = {}): Batch {
     if (!Array.isArray(examples) || examples.length === 0) throw invalidArgument('a batch needs at least one example')
     const { sharePrefixes = dropout === 0, trimUnused, attendIgnoredTokens } = this.#options
-    const sequences = examples.map((example) => this.encode(example))
+    const sequences = examples.map((example, index) => this.#encodeNamed(example, index))
     return Batch.pack(sequences, { sharePrefixes, trimUnused, notAttended: attendIgnoredTokens ? [] : this.#ignoredIds() })
   }
 

@@ -1,5 +1,6 @@
 import { invalidArgument } from '../errors.js'
 import { isJsonObject } from '../formats/json.js'
+import { assertKnownKeys } from '../options.js'
 import { ChatTemplate, type Rendering, type Span } from './chat-template.js'
 import type { Tokenizer } from './tokenizer.js'
 import { specialToken, type TokenizerFiles } from './tokenizer-files.js'
@@ -91,6 +92,10 @@ function checkMessages(messages: readonly ChatMessage[]): void {
   }
 }
 
+/** Options in Python's spelling, which would otherwise be variables that no template reads. */
+const OPTIONS = ['tokenize', 'addGenerationPrompt', 'continueFinalMessage', 'tools', 'chatTemplate', 'date']
+const misspelt = ['add_generation_prompt', 'continue_final_message', 'chat_template', 'return_tensors', 'return_dict']
+
 /** Renders the first `count` messages as the whole chat is rendered. */
 type RenderStart = (count: number, addGenerationPrompt: boolean) => Rendering
 
@@ -102,6 +107,8 @@ export function applyChatTemplate(
 ): RenderedChat | string {
   const { tokenize = true, addGenerationPrompt = false, continueFinalMessage = false, chatTemplate, date, ...rest } = options
   checkMessages(messages)
+  const python = misspelt.find((name) => name in rest)
+  if (python !== undefined) assertKnownKeys({ [python]: true }, OPTIONS, 'ApplyChatTemplateOptions')
   if (addGenerationPrompt && continueFinalMessage) {
     throw invalidArgument('addGenerationPrompt and continueFinalMessage exclude each other')
   }

@@ -1,6 +1,7 @@
 import { open } from 'node:fs/promises'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import { ioError } from '../formats/errors.js'
+import { assertKnownKeys } from '../options.js'
 import { Random } from '../training/random.js'
 
 /** Anything with random access. */
@@ -84,7 +85,9 @@ export class Dataset<T> implements IndexedData<T> {
    * @param options.seed of the shuffle; default 42
    * @throws ERR_INVALID_ARGUMENT when either part would be empty
    */
-  trainTestSplit({ testSize, seed = 42 }: { testSize: number; seed?: number }): { train: Dataset<T>; test: Dataset<T> } {
+  trainTestSplit(options: { testSize: number; seed?: number }): { train: Dataset<T>; test: Dataset<T> } {
+    assertKnownKeys(options, ['testSize', 'seed'], 'trainTestSplit')
+    const { testSize, seed = 42 } = options
     const count = testSize < 1 ? Math.ceil(testSize * this.length) : testSize
     if (!Number.isInteger(count) || count < 1 || count >= this.length) {
       throw invalidArgument(`testSize must leave both parts an element: got ${testSize} of ${this.length}`, { testSize })

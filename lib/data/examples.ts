@@ -36,7 +36,10 @@ interface Masked {
 
 /** Turns an example into token ids and labels. @throws ERR_INVALID_ARGUMENT when it has none of the known forms */
 export function encodeExample(tokenizer: Tokenizer, example: TrainingExample, options: EncodeExampleOptions): EncodedExample {
-  if (!isJsonObject(example)) throw invalidArgument('an example must be an object', { received: typeof example })
+  if (!isJsonObject(example)) {
+    const hint = typeof example === 'string' ? '; a text is { text }' : ''
+    throw invalidArgument(`an example must be an object${hint}`, { received: typeof example })
+  }
   if ('inputIds' in example) return fromIds(example)
   const { ids, mask } = fromText(tokenizer, example, options)
   return {

@@ -1,6 +1,7 @@
 import { Tokenizer as Encoder } from '@huggingface/tokenizers'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import type { JsonObject } from '../formats/json.js'
+import { assertKnownKeys } from '../options.js'
 import { type ApplyChatTemplateOptions, applyChatTemplate, type ChatMessage, type RenderedChat, templatesOf } from './chat.js'
 
 export type { ApplyChatTemplateOptions, ChatMessage, RenderedChat } from './chat.js'
@@ -124,13 +125,18 @@ export class Tokenizer {
     return token === null ? null : (this.#encoder.token_to_id(token) ?? null)
   }
 
-  encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): number[] {
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    assertKnownKeys(options, ['addSpecialTokens'], 'EncodeOptions')
+    const { addSpecialTokens = true } = options
     if (typeof text !== 'string') throw invalidArgument(`text must be a string, got ${typeof text}`)
     return this.#encoder.encode(text, { add_special_tokens: addSpecialTokens }).ids
   }
 
   /** Ids that are no tokens (an embedding may have more rows than the vocabulary) are left out. */
-  decode(ids: ArrayLike<number>, { skipSpecialTokens = false }: DecodeOptions = {}): string {
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    assertKnownKeys(options, ['skipSpecialTokens'], 'DecodeOptions')
+    const { skipSpecialTokens = false } = options
+    if (typeof ids !== 'object' || ids === null) throw invalidArgument(`ids must be a list of token ids, got ${typeof ids}`)
     const known = Array.from(ids, Number).filter(
       (id) => this.#encoder.id_to_token(id) !== undefined && !(skipSpecialTokens && this.#specialIds.has(id)),
     )

@@ -1,3 +1,5 @@
+import { invalidArgument } from '../errors.js'
+
 /** What the prompts ask for when the context holds no answer. */
 export const NO_ANSWER = '?'
 
@@ -22,6 +24,7 @@ export interface SquadMetrics extends SquadScore {
 
 /** Whether the question has no answer in its context. */
 export function isUnanswerable(answers: readonly string[]): boolean {
+  if (!Array.isArray(answers)) throw invalidArgument(`answers: expected a list of strings, received ${typeof answers}`)
   return answers.every((answer) => answer === NO_ANSWER || answer === '')
 }
 

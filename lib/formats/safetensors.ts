@@ -86,6 +86,8 @@ async function readHeader(file: FileHandle, path: string): Promise<SafetensorsHe
 function describeHugeHeader(prefix: Uint8Array, headerLength: bigint, fileSize: number): string {
   // A zip archive or a pickle protocol byte: torch.save's two formats, often renamed.
   const pickle = (prefix[0] === 0x50 && prefix[1] === 0x4b) || (prefix[0] === 0x80 && prefix[1]! <= 5)
+  if (Buffer.from(prefix).toString('latin1') === 'version ')
+    return 'this is a Git LFS pointer, not the file it stands for; run git lfs pull'
   if (pickle) return 'this is a Python pickle or zip archive, not a safetensors file; quantune does not read pickles'
   return `the header claims ${headerLength} bytes, the file has ${fileSize} (truncated, or not a safetensors file)`
 }

@@ -22,6 +22,7 @@ export class Generator implements AsyncDisposable {
   #disposed = false
 
   constructor(model: Model) {
+    if (typeof model?.resolveAdapter !== 'function') throw invalidArgument('Generator: expected a Model')
     this.model = model
   }
 

@@ -57,8 +57,11 @@ export async function scoreContinuations(
   if (!Array.isArray(continuations) || continuations.length !== prompts.length) {
     throw invalidArgument(`score: expected a list of continuations for each of ${prompts.length} prompts`)
   }
+  const wrong = continuations.findIndex((list) => !Array.isArray(list))
+  if (wrong >= 0) throw invalidArgument(`score: expected a list of continuations for prompt ${wrong}`)
   const cases = prompts.map((prompt, i) => encodeCases(call, prompt, continuations[i]!))
   const flat = cases.flat()
+  if (flat.length === 0) return cases.map(() => [])
   // The last token is only predicted, never read.
   const inputs = flat.map(({ prompt, continuation }) => Int32Array.from([...prompt, ...continuation.slice(0, -1)]))
   const scores = new Array<Score>(flat.length)

@@ -1,8 +1,10 @@
 import { join } from 'node:path'
+import { z } from 'zod'
 import { getSeed, log } from '../env.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
-import { readJsonObjectIfPresent } from '../formats/json.js'
+import { isJsonObject, readJsonObjectIfPresent } from '../formats/json.js'
 import type { LinearLayerInfo } from '../models/index.js'
+import { parseOptions } from '../options.js'
 import type { LoraLayer } from '../peft/adapter.js'
 import { adapterMismatch } from '../peft/config-file.js'
 import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
@@ -19,8 +21,11 @@ export interface LoadAdapterOptions {
   trainable?: boolean
 }
 
+const loadOptionsSchema = z.strictObject({ name: z.string().default('default'), trainable: z.boolean().default(false) })
+
 export function addAdapter(state: ModelState, config: LoraConfig, name: string): void {
-  const adapter = LoraAdapter.create(checkName(state, name), { seed: getSeed(), ...config }, state.network)
+  const seeded = isJsonObject(config) ? { seed: getSeed(), ...config } : config
+  const adapter = LoraAdapter.create(checkName(state, name), seeded, state.network)
   try {
     giveTokenRows(state, adapter)
   } catch (error) {
@@ -30,9 +35,10 @@ export function addAdapter(state: ModelState, config: LoraConfig, name: string):
   register(state, adapter)
 }
 
-export async function loadAdapter(state: ModelState, folder: string, options: Required<LoadAdapterOptions>): Promise<void> {
-  const name = checkName(state, options.name)
-  const adapter = await loadAdapterFiles(folder, state.network, { name, trainable: options.trainable })
+export async function loadAdapter(state: ModelState, folder: string, options: LoadAdapterOptions | undefined): Promise<void> {
+  const { name, trainable } = parseOptions(loadOptionsSchema, options, 'LoadAdapterOptions')
+  checkName(state, name)
+  const adapter = await loadAdapterFiles(folder, state.network, { name, trainable })
   try {
     await adoptTokens(state, folder, adapter)
     if (!adapter.tokenRows) giveTokenRows(state, adapter)

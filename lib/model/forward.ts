@@ -4,6 +4,7 @@ import { neededRows } from '../data/needed-rows.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import type { CausalLM } from '../models/index.js'
 import { attendSegments } from '../nn/index.js'
+import { assertKnownKeys } from '../options.js'
 import type { Adapter } from '../peft/adapter.js'
 import { type Device, inScope, scope, Tensor, withCallSite } from '../tensor/index.js'
 
@@ -17,6 +18,8 @@ export interface ForwardOptions {
   /** int32 [4]: seed (low, high), step, micro-batch. Draws the adapter's dropout; without it there is none. */
   dropoutRng?: Tensor | null
 }
+
+const optionNames = ['adapter', 'outputRows', 'gradientCheckpointing', 'dropoutRng']
 
 /** The mean cross-entropy over the batch's targets, on its way. */
 export class Loss {
@@ -127,6 +130,7 @@ export function forward(
   batch: BatchData,
   options: ForwardOptions,
 ): ForwardResult {
+  assertKnownKeys(options, optionNames, 'ForwardOptions')
   checkBatch(batch, network, adapter)
   const requested = requestedRows(batch, options.outputRows)
   const rows = union(requested, batch.targetRows)
@@ -173,11 +177,17 @@ function isTrainable(network: CausalLM, adapter: Adapter | null): boolean {
   return false
 }
 
-function checkBatch(
-  { inputIds, positions, end, targetRows, targetIds }: BatchData,
-  { shape }: CausalLM,
-  adapter: Adapter | null,
-): void {
+const batchArrays = ['inputIds', 'positions', 'end', 'targetRows', 'targetIds'] as const
+
+/** Whether a value has a batch's parts; what is in them is for the model to check. */
+export function isBatch(value: unknown): value is BatchData {
+  const batch = (value ?? {}) as Partial<BatchData>
+  return batchArrays.every((name) => batch[name] instanceof Int32Array)
+}
+
+function checkBatch(batch: BatchData, { shape }: CausalLM, adapter: Adapter | null): void {
+  if (!isBatch(batch)) throw invalidArgument('forward: expected a batch, as Batch.pack and Batch.fromPadded make it')
+  const { inputIds, positions, end, targetRows, targetIds } = batch
   const tokens = inputIds.length
   if (tokens === 0) throw invalidArgument('forward: the batch is empty')
   if (positions.length !== tokens || end.length !== tokens) {
@@ -198,7 +208,8 @@ function checkBatch(
   if (last < shape.maxPositionEmbeddings) return
   throw new QuantuneError(
     'ERR_CONTEXT_LENGTH',
-    `forward: a sequence of ${last + 1} tokens is longer than the model's context of ${shape.maxPositionEmbeddings}`,
+    `forward: a sequence of ${last + 1} tokens is longer than the model's context of ${shape.maxPositionEmbeddings}; ` +
+      'maxLength of ChatCollator cuts longer examples',
     { details: { length: last + 1, limit: shape.maxPositionEmbeddings } },
   )
 }

@@ -199,9 +199,9 @@ export class Model implements AsyncDisposable {
    * Loads an adapter from a folder that PEFT or quantune wrote.
    * @throws ERR_ADAPTER_MISMATCH when it was made for another base; ERR_INVALID_ARGUMENT for a field that is not supported, by name
    */
-  async loadAdapter(folder: string, { name = 'default', trainable = false }: LoadAdapterOptions = {}): Promise<void> {
+  async loadAdapter(folder: string, options?: LoadAdapterOptions): Promise<void> {
     this.#state.assertLive()
-    await this.#during('load an adapter', () => loadAdapter(this.#state, folder, { name, trainable }))
+    await this.#during('load an adapter', () => loadAdapter(this.#state, folder, options))
   }
 
   /** Writes adapter_config.json and adapter_model.safetensors as PEFT does; the tokenizer too when tokens were added. */

@@ -35,15 +35,33 @@ export function selectModules(network: CausalLM, selection: TargetSelection): st
   })
   if (typeof target === 'object' && !(target instanceof RegExp)) checkEachFound(target, names)
   if (chosen.length === 0) {
-    throw invalidArgument(`LoraConfig.targetModules: ${describe(target)} matches no linear layer; ${known(names)}`)
+    const matched = names.some((name) => target === 'all-linear' || matchesModule(target, name))
+    if (matched) throw invalidArgument(leftNone(selection, names))
+    const hint = /^all[_ ]?linear$/i.test(String(target)) ? "did you mean 'all-linear'?" : known(names)
+    throw invalidArgument(`LoraConfig.targetModules: ${describe(target)} matches no linear layer; ${hint}`)
   }
   return chosen
 }
 
+/** Why nothing is left of layers that `targetModules` names. */
+function leftNone({ layersToTransform, excludeModules }: TargetSelection, names: readonly string[]): string {
+  if (layersToTransform && !names.some((name) => inLayers(name, layersToTransform))) {
+    const last = Math.max(...names.map((name) => layerOf(name) ?? -1))
+    return `LoraConfig.layersToTransform: [${layersToTransform.join(', ')}] names no layer with targets; the layers are 0 to ${last}`
+  }
+  const exclude = excludeModules === undefined ? '' : ' and excludeModules'
+  return `LoraConfig.targetModules: no layer is left of those it names; check layersToTransform${exclude}`
+}
+
 /** The number that stands in a layer's name is its place in the stack. */
 function inLayers(module: string, layers: readonly number[]): boolean {
+  const index = layerOf(module)
+  return index !== null && layers.includes(index)
+}
+
+function layerOf(module: string): number | null {
   const index = /^(?:.*\.)?[^.]+\.(\d+)\./.exec(module)?.[1]
-  return index !== undefined && layers.includes(Number(index))
+  return index === undefined ? null : Number(index)
 }
 
 function checkEachFound(target: readonly string[], names: readonly string[]): void {

@@ -4,7 +4,7 @@ import type { Collator } from '../data/chat-collator.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
-import { fetchAll, type IndexedDataset, type TrainingDataset } from './feed.js'
+import { fetchAll, type IndexedDataset, iterate, type TrainingDataset } from './feed.js'
 import { HoldBack } from './hold-back.js'
 import { countTargets, microBatches } from './micro-batches.js'
 import type { TrainableModel } from './model.js'
@@ -91,7 +91,7 @@ async function* slices<T>(dataset: TrainingDataset<T>, size: number): AsyncGener
     return
   }
   let slice: T[] = []
-  for await (const example of dataset()) {
+  for await (const example of { [Symbol.asyncIterator]: () => iterate(dataset, 'evalDataset') }) {
     slice.push(example)
     if (slice.length === size) {
       yield slice

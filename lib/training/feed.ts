@@ -58,11 +58,22 @@ async function fetch<T>(dataset: IndexedDataset<T>, index: number): Promise<T> {
 export function checkDataset<T>(dataset: unknown, name: string): TrainingDataset<T> {
   if (typeof dataset === 'function') return dataset as () => AsyncIterable<T>
   const { length, at } = (dataset ?? {}) as Partial<IndexedDataset<T>>
-  if (typeof length !== 'number' || typeof at !== 'function') {
-    throw invalidArgument(`${name}: expected an array, { length, at(index) } or a function that returns an async iterable`)
+  if (typeof dataset === 'string' || typeof length !== 'number' || typeof at !== 'function') {
+    const hint = typeof dataset === 'string' ? '; Dataset.fromJsonl opens a file' : ''
+    throw invalidArgument(
+      `${name}: expected an array, { length, at(index) } or a function that returns an async iterable${hint}`,
+    )
   }
   if (length === 0) throw invalidArgument(`${name}: expected at least one sample, received none`)
   return dataset as IndexedDataset<T>
+}
+
+/** Starts an iterable data set. @throws QuantuneError `ERR_INVALID_ARGUMENT` where the function gives something else */
+export function iterate<T>(dataset: () => AsyncIterable<T>, name: string): AsyncIterator<T> {
+  const iterable: Partial<AsyncIterable<T>> | undefined = dataset()
+  const start = iterable?.[Symbol.asyncIterator]
+  if (typeof start === 'function') return start.call(iterable)
+  throw invalidArgument(`${name}: expected the function to return an async iterable, as an async function* does`)
 }
 
 /** Samples of an optimizer step. */
@@ -190,7 +201,7 @@ class IterableFeed<T> implements Feed<T> {
   }
 
   static async open<T>(dataset: () => AsyncIterable<T>, samples: number, start: FeedPosition): Promise<IterableFeed<T>> {
-    const iterator = dataset()[Symbol.asyncIterator]()
+    const iterator = iterate(dataset, 'trainDataset')
     let first = await iterator.next()
     for (let skipped = 0; skipped < start.position && !first.done; skipped++) first = await iterator.next()
     return new IterableFeed(dataset, samples, { ...start }, iterator, first)
@@ -198,7 +209,7 @@ class IterableFeed<T> implements Feed<T> {
 
   async next() {
     if (this.#ahead.done) {
-      this.#iterator = this.dataset()[Symbol.asyncIterator]()
+      this.#iterator = iterate(this.dataset, 'trainDataset')
       this.#ahead = await this.#iterator.next()
       if (this.#ahead.done) throw invalidArgument('trainDataset: expected at least one sample, the iterable gave none')
       if (this.at.position > 0) this.at = { epoch: this.at.epoch + 1, position: 0 }

@@ -2,6 +2,7 @@ import type { BatchData } from '../data/batch-data.js'
 import type { Collator } from '../data/chat-collator.js'
 import { splitPrefixTree } from '../data/prefix-tree-split.js'
 import { invalidArgument } from '../errors.js'
+import { isBatch } from '../model/forward.js'
 
 export interface MicroBatchOptions {
   /** Examples of a micro-batch; does not count where `maxTokens` is given. */
@@ -19,7 +20,7 @@ export async function microBatches<T>(
   { batchSize, maxTokens, dropout = 0 }: MicroBatchOptions,
 ): Promise<BatchData[]> {
   if (maxTokens === undefined) return collateAll(collator, chunks(examples, batchSize), dropout)
-  const whole = await collator.collate(examples, { dropout })
+  const whole = await collate(collator, examples, dropout)
   if (whole.inputIds.length <= maxTokens || examples.length === 1) return [whole]
   if (whole.sampleRows.length !== examples.length) {
     const got = whole.sampleRows.length
@@ -38,9 +39,15 @@ export async function microBatches<T>(
 /** Labelled tokens of several batches. */
 export const countTargets = (batches: readonly BatchData[]) => batches.reduce((sum, { targetIds }) => sum + targetIds.length, 0)
 
+async function collate<T>(collator: Collator<T>, examples: readonly T[], dropout: number): Promise<BatchData> {
+  const batch: unknown = await collator.collate(examples, { dropout })
+  if (isBatch(batch)) return batch
+  throw invalidArgument('collator: expected collate to return a batch, as Batch.pack and Batch.fromPadded make it')
+}
+
 async function collateAll<T>(collator: Collator<T>, groups: T[][], dropout: number): Promise<BatchData[]> {
   const batches: BatchData[] = []
-  for (const group of groups) batches.push(await collator.collate(group, { dropout }))
+  for (const group of groups) batches.push(await collate(collator, group, dropout))
   return batches
 }
 

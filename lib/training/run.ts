@@ -419,7 +419,12 @@ const deviceErrors = new Set(['ERR_NOT_FINITE', 'ERR_DEVICE', 'ERR_OUT_OF_MEMORY
 const isOfTheDevice = (error: unknown) => error instanceof QuantuneError && deviceErrors.has(error.code)
 
 function allMasked(step: number, samples: number): QuantuneError {
-  return new QuantuneError('ERR_ALL_LABELS_MASKED', `step ${step}: none of its ${samples} samples has a labelled token`, {
-    details: { step, samples },
-  })
+  const hint = '; ChatCollator.explain shows where there is loss'
+  return new QuantuneError(
+    'ERR_ALL_LABELS_MASKED',
+    `step ${step}: none of its ${samples} samples has a labelled token${hint}`,
+    {
+      details: { step, samples },
+    },
+  )
 }

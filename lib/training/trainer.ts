@@ -1,10 +1,11 @@
 import { EventEmitter } from 'node:events'
+import { z } from 'zod'
 import type { TrainerEvents, TypedEmitter } from '../../types/events.js'
 import { ChatCollator, type Collator, type TrainingExample } from '../data/chat-collator.js'
 import { invalidArgument, QuantuneError } from '../errors.js'
 import { trainingOf } from '../model/calls.js'
 import type { Model } from '../model/model.js'
-import { assertKnownKeys } from '../options.js'
+import { assertKnownKeys, parseOptions } from '../options.js'
 import { type ResolvedArguments, resolveArguments, type TrainingArguments } from './arguments.js'
 import { evaluateLoss, withPrefix } from './evaluation.js'
 import { checkDataset, type Grouping, type TrainingDataset } from './feed.js'
@@ -49,6 +50,11 @@ export interface TrainOptions {
   resumeFromCheckpoint?: boolean | 'auto' | (string & {})
 }
 
+const evaluateOptionsSchema = z.strictObject({ signal: z.instanceof(AbortSignal).optional() })
+const trainOptionsSchema = evaluateOptionsSchema.extend({
+  resumeFromCheckpoint: z.union([z.boolean(), z.string().min(1)]).optional(),
+})
+
 /** The events' types; an EventEmitter underneath. */
 const Emitter = EventEmitter as unknown as new () => TypedEmitter<TrainerEvents>
 
@@ -91,8 +97,9 @@ export class Trainer<T = TrainingExample> extends Emitter {
    * labelled token, `ERR_NOT_FINITE` when loss or gradients are (the last checkpoint is intact), `ERR_IO` when saving fails;
    * `signal.reason` when aborted; what a listener, a callback, the data set or the collator threw
    */
-  async train({ signal, resumeFromCheckpoint }: TrainOptions = {}): Promise<TrainOutput> {
+  async train(options: TrainOptions = {}): Promise<TrainOutput> {
     this.#assertLive()
+    const { signal, resumeFromCheckpoint } = parseOptions(trainOptionsSchema, options, 'TrainOptions')
     signal?.throwIfAborted()
     const dataset = checkDataset<T>(this.#options.trainDataset, 'trainDataset')
     const trainee = traineeOf(this.model, this.#options.adapter)
@@ -138,8 +145,9 @@ export class Trainer<T = TrainingExample> extends Emitter {
    * Evaluates now: the loss over `evalDataset`, and `computeMetrics`.
    * @throws QuantuneError `ERR_INVALID_ARGUMENT` where the trainer has neither
    */
-  async evaluate({ signal }: { signal?: AbortSignal } = {}): Promise<Metrics> {
+  async evaluate(options: { signal?: AbortSignal } = {}): Promise<Metrics> {
     this.#assertLive()
+    const { signal } = parseOptions(evaluateOptionsSchema, options, 'EvaluateOptions')
     const { evalDataset, computeMetrics } = this.#options
     if (!evalDataset && !computeMetrics)
       throw invalidArgument('evaluate: the trainer has neither an evalDataset nor computeMetrics')
