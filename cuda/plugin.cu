@@ -1,5 +1,7 @@
 // The backend that the core loads: which device, and the table of functions. No exception and no C++ type leaves this library.
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -78,6 +80,8 @@ qt_stream* open(const qt_host* host, int32_t index) {
   stream->device = index;
   stream->compute = properties.major * 10 + properties.minor;
   stream->multiprocessors = properties.multiProcessorCount;
+  // For tests: what is chosen by how much fills the GPU, the tiles of large matrices above all, is chosen for small ones.
+  if (const char* few = std::getenv("QUANTUNE_TEST_MULTIPROCESSORS")) stream->multiprocessors = std::max(1, std::atoi(few));
   stream->shared_limit = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   stream->l2_bytes = properties.l2CacheSize;
   stream->weights.open(static_cast<int64_t>(properties.totalGlobalMem));
