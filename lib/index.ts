@@ -13,6 +13,7 @@ export {
   type ChatCollatorOptions,
   type CollateContext,
   type Collator,
+  type EncodedExample,
   type TrainingExample,
   type TruncationReport,
 } from './data/chat-collator.js'
@@ -37,7 +38,8 @@ export type {
   Quantization,
   QuantizationConfig,
 } from './quantization/config.js'
-export type { MemoryUsage } from './tensor/device.js'
+export type { Device, MemoryUsage } from './tensor/device.js'
+export type { Tensor } from './tensor/tensor.js'
 export type { IntervalStrategy, TrainingArguments } from './training/arguments.js'
 export type { Grouping, IndexedDataset, TrainingDataset } from './training/feed.js'
 export { AdamW, type AdamWOptions } from './training/optimizer.js'

@@ -48,8 +48,8 @@ export class Generator implements AsyncDisposable {
   }
 
   /**
-   * Generates an answer token by token; `text` joined over all tokens is the answer. Leaving the loop cancels. The forced start, if
-   * any, comes with the first token.
+   * Generates an answer token by token; `text` joined over all tokens is the answer. Leaving the loop cancels; a stream that is neither
+   * read on nor left (`return()`) is a call in flight, which `Model.dispose` waits for. The forced start, if any, comes with the first token.
    * @throws as `generate`; ERR_INVALID_ARGUMENT for beams or several sequences
    */
   stream(prompt: Prompt, options?: GenerationConfig): AsyncGenerator<StreamedToken, void, undefined> {

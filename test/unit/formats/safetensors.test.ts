@@ -125,6 +125,7 @@ t.test('files that are no safetensors files', async (t) => {
   await check(new Uint8Array([255, 255, 255, 255, 255, 255, 255, 255, 123]), /claims 18446744073709551615/)
   await check(new Uint8Array([100, 0, 0, 0, 0, 0, 0, 0, 123, 125]), /claims 100 bytes/)
   await check(Buffer.from('PK\x03\x04aaaaaaaaaaaaaaa'), /pickle/)
+  await check(Buffer.from('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'), /Git LFS pointer/)
   await check(Buffer.from([0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9]), /pickle/)
   await t.rejects(readSafetensorsHeader(join(folder, 'none')), { code: 'ERR_IO', message: /none: no such file/ })
   await t.rejects(readSafetensorsHeader(folder), { code: 'ERR_IO' })
