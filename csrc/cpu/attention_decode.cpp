@@ -1,19 +1,19 @@
 // Attention of one query a sequence over a paged cache and beam slots, and writing into the cache.
 //
 // A sequence's keys are the tokens of its prompt (through its block table), then those generated since (step s lies in the slot
-// ancestors[b, s] of k_steps). Each part is cut into runs of kRun tokens; a task takes one run with one key head, serves all
-// query heads of that key head and leaves a partial softmax; the partials of a head are then merged in the order of the runs.
-// So a long prompt keeps all threads busy. Neighbouring sequences whose block tables agree on a run (beams, samples of one
-// prompt) share its task: keys and values are read once for all of them, and with enough rows the products run in register
-// tiles.
+// ancestors[b, s] of k_steps). Each part is cut into runs of kRun tokens; a task takes one run, serves all heads and leaves a
+// partial softmax of each; the partials of a head are then merged in the order of the runs. So a long prompt keeps all threads
+// busy. Neighbouring sequences whose block tables agree on a run (beams, samples of one prompt) share its task: keys and values
+// are read once for all of them, and with enough rows the products run in register tiles.
 #include <cmath>
 
 #include "attention_tiles.h"
+#include "simd/reduce.h"
 
 namespace quantune::cpu::QT_CPU_VARIANT {
 namespace {
 
-constexpr int64_t kRun = 256;   // tokens a task
+constexpr int64_t kRun = 64;    // tokens a task
 constexpr int64_t kChunk = 32;  // tokens whose scores are held at once
 
 // From this many rows on (sequences times heads) transposing the keys pays; tasks are cut at the upper bound.
@@ -105,19 +105,16 @@ template <class C>
 void dot_keys(const float* q, const C* const* k, int64_t count, int64_t size, float* scores) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
-    Vec s0 = Vec::zero(), s1 = s0, s2 = s0, s3 = s0;
+    Vec sum[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
     const C *k0 = k[i], *k1 = k[i + 1], *k2 = k[i + 2], *k3 = k[i + 3];
     for_each_vec(size, [&](int64_t d, int n) {
       const Vec x = load(q + d, n);
-      s0 = fma(x, load(k0 + d, n), s0);
-      s1 = fma(x, load(k1 + d, n), s1);
-      s2 = fma(x, load(k2 + d, n), s2);
-      s3 = fma(x, load(k3 + d, n), s3);
+      sum[0] = fma(x, load(k0 + d, n), sum[0]);
+      sum[1] = fma(x, load(k1 + d, n), sum[1]);
+      sum[2] = fma(x, load(k2 + d, n), sum[2]);
+      sum[3] = fma(x, load(k3 + d, n), sum[3]);
     });
-    scores[i] = reduce_add(s0);
-    scores[i + 1] = reduce_add(s1);
-    scores[i + 2] = reduce_add(s2);
-    scores[i + 3] = reduce_add(s3);
+    reduce_add(sum, scores + i);
   }
   for (; i < count; i++) {
     Vec sum = Vec::zero();
@@ -178,14 +175,14 @@ float soften(float* scores, int64_t count, Partial& state, float scale) {
   return decay;
 }
 
-// A run of one sequence, in chunks: keys and values are read once for all heads.
+// A run of one sequence, in chunks. All heads of a chunk follow one another, so that the rows of keys and values, which hold
+// all heads, are read from the first to the last, as the hardware foresees, and each once.
 template <class T, class C>
-void run_rows(const qt_attention_decode_args* a, const Shape& s, const Run& run, int64_t kv_head, float* q,
-              const Partials& partials) {
-  const T* from = data_of<const T>(a->q) + (run.first * s.heads + kv_head * s.group) * s.size;
-  for_each_vec(s.group * s.size, [&](int64_t i, int n) { store(load(from + i, n), q + i, n); });
-  auto partial = [&](int64_t h) { return partials.at(s, run.first, run.index, kv_head * s.group + h); };
-  for (int64_t h = 0; h < s.group; h++) {
+void run_rows(const qt_attention_decode_args* a, const Shape& s, const Run& run, float* q, const Partials& partials) {
+  const T* from = data_of<const T>(a->q) + run.first * s.heads * s.size;
+  for_each_vec(s.heads * s.size, [&](int64_t i, int n) { store(load(from + i, n), q + i, n); });
+  auto partial = [&](int64_t h) { return partials.at(s, run.first, run.index, h); };
+  for (int64_t h = 0; h < s.heads; h++) {
     *partial(h) = {-__builtin_inff(), 0};
     std::memset(partial(h)->o(), 0, s.size * sizeof(float));
   }
@@ -193,8 +190,8 @@ void run_rows(const qt_attention_decode_args* a, const Shape& s, const Run& run,
   float scores[kChunk];
   for (int64_t t = run.begin; t < run.end; t += kChunk) {
     const int64_t count = least(kChunk, run.end - t);
-    token_rows<C>(a, s, run, t, count, kv_head, k, v);
-    for (int64_t h = 0; h < s.group; h++) {
+    for (int64_t h = 0; h < s.heads; h++) {
+      if (h % s.group == 0) token_rows<C>(a, s, run, t, count, h / s.group, k, v);
       dot_keys(q + h * s.size, k, count, s.size, scores);
       const float decay = soften(scores, count, *partial(h), static_cast<float>(a->scale));
       add_values(partial(h)->o(), decay, scores, v, count, s.size);
@@ -314,7 +311,7 @@ qt_status decode(qt_stream* stream, const qt_attention_decode_args* a, const Sha
   if (!first) return out_of_scratch(stream);
   first[0] = 0;
   for (int64_t b = 0; b < s.batch; b++) first[b + 1] = first[b] + ceil_div(lengths[b], kRun) + ceil_div(s.steps_of(b), kRun);
-  const int64_t runs = first[s.batch], bytes = SharedRun::bytes(s) + Workspace::need(s.group * s.size);
+  const int64_t runs = first[s.batch], bytes = SharedRun::bytes(s) + Workspace::need(s.heads * s.size);
   const Partials partials{stream->scratch_of<float>(runs * s.heads * Partials::floats(s)), first};
   Run* list = stream->scratch_of<Run>(runs);
   int64_t* task_of = stream->scratch_of<int64_t>(runs);
@@ -329,9 +326,10 @@ qt_status decode(qt_stream* stream, const qt_attention_decode_args* a, const Sha
       SharedRun(s, workspace).compute<T, C>(a, s, run, kv_head, partials);
       return;
     }
-    float* q = workspace.take(s.group * s.size);
+    if (kv_head > 0) return;  // the first head's task serves all
+    float* q = workspace.take(s.heads * s.size);
     for (int64_t i = 0; i < run.sequences; i++) {
-      run_rows<T, C>(a, s, {run.first + i, 1, run.index, run.begin, run.end, run.prompt}, kv_head, q, partials);
+      run_rows<T, C>(a, s, {run.first + i, 1, run.index, run.begin, run.end, run.prompt}, q, partials);
     }
   });
   for_chunks(stream, s.batch * s.heads, 32, [&](int64_t begin, int64_t end) {

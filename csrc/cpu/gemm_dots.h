@@ -35,6 +35,9 @@ struct Operand {
   int64_t k;
   int64_t ahead;  // bytes: how far what is fetched lies ahead of what is summed
   FourBit q;      // of rows of 4 bits
+#if defined(QT_CODE_WORDS) && !defined(QT_CPU_AVX512)
+  const CodeBytes* bytes;
+#endif
 
   template <class Word>
   const Word* few_row(int64_t i) const {
@@ -104,16 +107,22 @@ void accumulate_int8(const Operand& o, int64_t few, Rows rows, Vec (&sum)[Few][m
 
 #if defined(QT_CODE_WORDS)
 
-// A register of words holds the codes of code_run elements: word l those of elements 8 l to 8 l + 7. So element e of all words
-// meets x[e], x[8 + e], …: the few rows are brought into that order once. Where k ends within a run, its 64 elements come
-// twice: two of the many rows share a register then, half each. `from` may be read up to a register beyond its end.
+// A register of codes is looked up in eight steps, each of which yields a vector of elements; the few rows are brought into
+// that order once. With AVX-512, step e yields element e of each 32-bit word, elements 8 l to 8 l + 7 being in word l; where k
+// ends within a run, its 64 elements come twice: two of the many rows share a register then, half each. `from` may be read up
+// to a register beyond its end.
 inline void order_for_codes(const float* from, int64_t k, float* to) {
   for (int64_t i = 0; i < k; i += code_run, to += code_run) {
+#if defined(QT_CPU_AVX512)
     const int64_t words = k - i < code_run ? (k - i) / 8 : Vec::width;
     Vec square[Vec::width];
     for (int64_t l = 0; l < Vec::width; l++) square[l] = Vec::load(from + i + 8 * (l < words ? l : l - words));
     transpose(square);
     for (int e = 0; e < 8; e++) square[e].store(to + e * Vec::width);
+#else
+    for (int v = 0; v < 8; v++)
+      for (int l = 0; l < Vec::width; l++) to[v * Vec::width + l] = from[i + element_of_plane(v, l)];
+#endif
   }
 }
 
@@ -127,10 +136,38 @@ inline Vec scales_of_words(const float* scale) { return scales_of_halves(scale, 
 inline Vec scales_of_words(const float* scale) { return Vec::broadcast(*scale); }
 #endif
 
+// part += the products of the few rows with a register of codes of each of Many rows.
+#if defined(QT_CPU_AVX512)
+template <int Few, int Many>
+inline void multiply_codes(CodeTable table, const Vec (&words)[Many], const float* x, int64_t stride, Vec (&part)[Few][Many]) {
+  QT_UNROLLED for (int e = 0; e < 8; e++) {
+    QT_UNROLLED for (int j = 0; j < Many; j++) {
+      const Vec w = look_up(table, words[j], e);
+      for (int f = 0; f < Few; f++) part[f][j] = fma(w, Vec::load(x + f * stride + e * Vec::width), part[f][j]);
+    }
+  }
+}
+#else
+template <int Few, int Many>
+inline void multiply_codes(const BytePlanes& planes, const Vec (&words)[Many], const float* x, int64_t stride,
+                           Vec (&part)[Few][Many]) {
+  QT_UNROLLED for (int j = 0; j < Many; j++) {
+    look_up_all(planes, words[j], [&](int v, Vec w) {
+      for (int f = 0; f < Few; f++) part[f][j] = fma(w, Vec::load(x + f * stride + v * Vec::width), part[f][j]);
+    });
+  }
+}
+#endif
+
 template <int Few>
 void accumulate_codes(const Operand& o, int64_t few, Rows rows, const float* scales, Vec (&sum)[Few][many]) {
+#if defined(QT_CPU_AVX512)
   constexpr int together = Few <= 2 ? many : 1;  // rows of which each vector of the few serves all
   const CodeTable table = code_table(o.q.values);
+#else
+  constexpr int together = 1;
+  const BytePlanes table(*o.bytes);
+#endif
   const float* x = o.few_row<float>(few);
   const uint8_t* codes[many];
   const float* scale[many];
@@ -147,12 +184,7 @@ void accumulate_codes(const Operand& o, int64_t few, Rows rows, const float* sca
         words[j] = Vec::load(reinterpret_cast<const float*>(codes[first + j] + i / 2));
         for (int f = 0; f < Few; f++) part[f][j] = Vec::zero();
       }
-      QT_UNROLLED for (int e = 0; e < 8; e++) {
-        QT_UNROLLED for (int j = 0; j < together; j++) {
-          const Vec w = look_up(table, words[j], e);
-          for (int f = 0; f < Few; f++) part[f][j] = fma(w, Vec::load(x + f * o.few_stride + e * Vec::width), part[f][j]);
-        }
-      }
+      multiply_codes<Few>(table, words, x, o.few_stride, part);
       for (int j = 0; j < together; j++) {
         const Vec factor = scales_of_words(scale[first + j] + i / 64);
         for (int f = 0; f < Few; f++) sum[f][first + j] = fma(part[f][j], factor, sum[f][first + j]);

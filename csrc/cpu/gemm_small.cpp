@@ -169,8 +169,19 @@ bool prepare(qt_stream* stream, const Factor& few, int64_t count, const Factor& 
   float* data = stream->scratch_of<float>(count * stride + width);
   float* line = stream->scratch_of<float>(padded + width);
   if (!data || !line) return false;
-  *out = {data, stride, order, rows, k, prefetch_distance(row_bytes(rows)), {}};
-  if (is_four_bit(rows.dtype)) out->q = FourBit(rows.data, rows.quant, rows.dtype);
+  *out = {};
+  out->few = data;
+  out->few_stride = stride;
+  out->order = order;
+  out->rows = rows;
+  out->k = k;
+  out->ahead = prefetch_distance(row_bytes(rows));
+  if (is_four_bit(rows.dtype)) {
+    out->q = FourBit(rows.data, rows.quant, rows.dtype);
+#if defined(QT_CODE_WORDS) && !defined(QT_CPU_AVX512)
+    out->bytes = &code_bytes(out->q.values);
+#endif
+  }
   for (int64_t i = 0; i < count; i++) {
     if (few.k_stride == 1 && !few.quant)
       widen(few.data, few.dtype, i * few.outer_stride, k, line, scale);
