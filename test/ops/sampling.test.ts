@@ -54,6 +54,20 @@ function processed(logits: number[], history: number[], penalty: number, ngram: 
   return out
 }
 
+t.test('a logit that is NaN makes its row NaN', async (t) => {
+  for (const width of [5, 40, 1040]) {
+    const x = h.operand(
+      Array.from({ length: width }, (_, v) => (v === 1 ? Number.NaN : v / width)).concat(new Array(width).fill(0)),
+      [2, width],
+    )
+    const y = h.garbage([2, width])
+    h.ops.log_softmax(y, x.tensor)
+    const values = await h.read(y)
+    t.ok(values.slice(0, width).every(Number.isNaN), `all ${width}`)
+    t.notOk(values.slice(width).some(Number.isNaN), 'but no other row')
+  }
+})
+
 t.test('logits_process', async (t) => {
   const [rows, width, columns] = [4, 11, 20]
   const lengths = [20, 0, 3, 13]

@@ -17,8 +17,9 @@ inline Vec operator-(Vec x) { return Vec::zero() - x; }
 // e^x, relative error below 2 ulp; 0 below -87.3, infinity above 88.7 (Cephes' range reduction and polynomial).
 inline Vec exp(Vec x) {
   const Vec lowest = Vec::broadcast(-87.33654f), highest = Vec::broadcast(88.72283f);
-  Vec clamped = min(max(x, lowest), highest);
-  Vec n = round(clamped * Vec::broadcast(1.44269504088896341f));
+  // Where an operand of min and max is NaN they give the second: NaN stays, but not in n, which becomes an integer.
+  Vec clamped = min(highest, max(lowest, x));
+  Vec n = round(max(clamped, lowest) * Vec::broadcast(1.44269504088896341f));
   Vec r = fma(n, Vec::broadcast(-0.693359375f), clamped);
   r = fma(n, Vec::broadcast(2.12194440e-4f), r);
   Vec p = Vec::broadcast(1.9875691500e-4f);
@@ -29,7 +30,7 @@ inline Vec exp(Vec x) {
   p = fma(p, r, Vec::broadcast(5.0000001201e-1f));
   p = fma(p, r * r, r) + Vec::broadcast(1.0f);
   Vec result = scale_by_power_of_two(p, n);
-  result = select_less(x, lowest, Vec::zero(), result);  // NaN stays NaN: comparisons with it are false
+  result = select_less(x, lowest, Vec::zero(), result);
   return select_less(highest, x, Vec::broadcast(__builtin_inff()), result);
 }
 
