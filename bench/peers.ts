@@ -40,7 +40,18 @@ export function llamaCpp(peers: Peers, prompt: number, tokens: number): Figures 
 
 /** Where the CPU has no bfloat16 products PyTorch emulates them, many times slower than float32. */
 export function hasBfloat16(): boolean {
+  if (process.env.QUANTUNE_CPU === 'avx2') return false
   return process.platform === 'linux' && /\b(avx512_bf16|amx_bf16)\b/.test(readFileSync('/proc/cpuinfo', 'utf8'))
+}
+
+/** For this process and those that it starts: our kernels and the libraries that PyTorch computes with. */
+export function holdToAvx2(): void {
+  Object.assign(process.env, {
+    QUANTUNE_CPU: 'avx2',
+    ATEN_CPU_CAPABILITY: 'avx2',
+    MKL_ENABLE_INSTRUCTIONS: 'AVX2',
+    ONEDNN_MAX_CPU_ISA: 'AVX2',
+  })
 }
 
 /** Names and versions of the peers, for the record. */

@@ -15,8 +15,8 @@ export const RESULTS = join(ROOT, 'bench/results')
 /** A file of bench/results. */
 export interface Result {
   date: string
-  /** `gpu`: what the sections ran on, where that was no CPU. */
-  machine: { cpu: string; cores: number; bfloat16: boolean; node: string; gpu?: string }
+  /** `gpu`: what the sections ran on, where that was no CPU; `heldTo`: the instructions used, where the CPU has more. */
+  machine: { cpu: string; cores: number; bfloat16: boolean; node: string; gpu?: string; heldTo?: string }
   /** Names and versions of the peers. */
   peers: Record<string, string>
   sections: Record<string, Section>
@@ -49,9 +49,9 @@ function rounded(value: number): string {
 }
 
 export function writeReport(): void {
-  const files = readdirSync(RESULTS).filter((name) => /^\d{4}-\d\d-\d\d(-cuda\d*)?\.json$/.test(name))
+  const files = readdirSync(RESULTS).filter((name) => /^\d{4}-\d\d-\d\d(-cuda\d*|-avx2)?\.json$/.test(name))
   const results = files.sort().map((name) => JSON.parse(readFileSync(join(RESULTS, name), 'utf8')) as Result)
-  const newest = results.filter(({ machine }) => !machine.gpu).at(-1)
+  const newest = results.filter(({ machine }) => !machine.gpu && !machine.heldTo).at(-1)
   if (newest) writeFileSync(join(ROOT, 'docs/benchmarks.svg'), chart(newest))
   const text = [
     '# Benchmarks',
@@ -67,7 +67,8 @@ export function writeReport(): void {
 }
 
 function renderResult({ date, machine, peers, sections }: Result): string {
-  const kind = machine.bfloat16 ? 'with bfloat16 products' : 'without bfloat16 products'
+  const products = machine.bfloat16 ? 'with bfloat16 products' : 'without bfloat16 products'
+  const kind = machine.heldTo ? `held to ${machine.heldTo}` : products
   const others = Object.entries(peers).map(([name, version]) => `${name} ${version}`)
   const place = machine.gpu ?? `${machine.cores} cores ${kind} (${machine.cpu})`
   const facts = [place, `Node ${machine.node}`, ...others].join(', ')

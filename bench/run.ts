@@ -2,12 +2,14 @@
  * Runs the benchmarks, each trial in its own process, writes bench/results/DATE.json and from all results docs/benchmarks.md.
  *
  * usage: npm run bench -- [--only training,squad,generation,kernels,data,growth] [--repeat 3] [--peers PYTHON] [--llama-cpp FOLDER]
- *   [--model FOLDER] [--data FOLDER]
+ *   [--model FOLDER] [--data FOLDER] [--avx2]
  *        npm run bench -- --device cuda[:N] [--only kernels,training,generation] [--peers PYTHON] [--shapes full|tiny]
  *   --device     a GPU, for the sections of a GPU at the shape of Llama 3 8B instead of the CPU's; results go to DATE-cuda.json
  *   --shapes     tiny only shows that the sections of a GPU run (--device cuda-emulated too); nothing is written
  *   --peers      an interpreter with torch, transformers and peft; without it our figures stand alone
  *   --llama-cpp  a folder in whose node_modules node-llama-cpp lies
+ *   --avx2       ours and PyTorch held to AVX2, as on a CPU that has no more; results go to DATE-avx2.json. node-llama-cpp chooses
+ *                among the builds in its folder by itself
  *   --model      a folder with SmolLM2-135M's files, --data one with SQuAD 2.0's train.json: for squad and data
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -15,7 +17,7 @@ import { cpus } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { describeGpu, gpuSections, refusalOf } from './gpu-sections.js'
-import { hasBfloat16, versions } from './peers.js'
+import { hasBfloat16, holdToAvx2, versions } from './peers.js'
 import { RESULTS, type Result, renderSection, writeReport } from './report.js'
 import { type Section, type Settings, sections } from './sections.js'
 
@@ -28,10 +30,12 @@ const { values } = parseArgs({
     model: { type: 'string' },
     data: { type: 'string' },
     device: { type: 'string' },
+    avx2: { type: 'boolean', default: false },
     shapes: { type: 'string', default: 'full' },
   },
 })
-const { device } = values
+const { device, avx2 } = values
+if (avx2) holdToAvx2()
 const known = device ? gpuSections({ device, tiny: values.shapes === 'tiny' }) : sections
 const chosen = values.only?.split(',') ?? Object.keys(known)
 const unknown = chosen.find((name) => !(name in known))
@@ -52,7 +56,7 @@ const settings: Settings = {
 }
 
 const date = new Date().toISOString().slice(0, 10)
-const path = join(RESULTS, `${date}${device ? `-${device.replace(':', '')}` : ''}.json`)
+const path = join(RESULTS, `${date}${device ? `-${device.replace(':', '')}` : avx2 ? '-avx2' : ''}.json`)
 mkdirSync(RESULTS, { recursive: true })
 const result: Result = {
   date,
@@ -61,6 +65,7 @@ const result: Result = {
     cores: cpus().length,
     bfloat16: hasBfloat16(),
     node: process.version,
+    ...(avx2 ? { heldTo: 'AVX2' } : {}),
     ...(device ? { gpu: (await describeGpu(device)).gpu } : {}),
   },
   peers: versions(settings.peers),
