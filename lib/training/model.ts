@@ -4,6 +4,7 @@ import { invalidArgument } from '../errors.js'
 import type { CausalLM } from '../models/causal-lm.js'
 import type { Adapter } from '../peft/adapter.js'
 import type { Device } from '../tensor/device.js'
+import { isQuantized } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { ResolvedArguments } from './arguments.js'
 import { AdamW } from './optimizer.js'
@@ -48,7 +49,11 @@ export function traineeOf(model: TrainableModel, adapterName: string | null | un
   const adapter = model.resolveAdapter(adapterName)
   const name = adapter?.name ?? null
   if (!adapter && model.trainableParameters(null).length === 0) {
-    for (const parameter of model.parameters().values()) parameter.requiresGrad = true
+    const base = [...model.network.parameters.values()]
+    const frozen = base.find(({ dtype }) => isQuantized(dtype))
+    if (frozen)
+      throw invalidArgument(`${frozen.dtype} weights cannot be trained and no adapter is active: call addAdapter first`)
+    for (const parameter of base) parameter.requiresGrad = true
   }
   if (adapter && 'merged' in adapter && adapter.merged === true) {
     throw invalidArgument(`adapter "${name}" is merged into the base; unmerge it to train it`)

@@ -110,3 +110,21 @@ t.test('calls', async (t) => {
   t.same(await model.score('a', []), [], 'no continuation, no score')
   t.equal((await train({})).globalStep, 1, 'the model works on')
 })
+
+t.test('training a quantized model without an adapter leaves it as it was', async (t) => {
+  const model = await Model.fromPretrained(source, { device: 'cpu', quantization: 'nf4' })
+  t.teardown(() => model.dispose())
+  const args = { outputDir: t.testdir(), maxSteps: 1, saveStrategy: 'no' as const, disableProgress: true }
+  const train = () => new Trainer({ model, trainDataset: [{ messages }], args }).train()
+  t.match(await refusal(train), {
+    code: 'ERR_INVALID_ARGUMENT',
+    message: /nf4 weights cannot be trained and no adapter is active: call addAdapter first/,
+  })
+  model.addAdapter({ r: 2, targetModules: ['q_proj'] })
+  t.same(
+    model.trainableParameters().filter(({ name }) => !name.includes('lora_')),
+    [],
+    'only the adapter is trained then',
+  )
+  t.equal((await train()).globalStep, 1)
+})
