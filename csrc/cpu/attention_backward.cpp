@@ -67,7 +67,7 @@ struct QueryBlock {
   void differentiate_row(float* prob, float* d_score, int64_t r, Columns columns, const KeyBlock* mask) const {
     const Vec total = Vec::broadcast(lse[r]), shift = Vec::broadcast(delta[r]);
     for (int64_t j = columns.begin; j < columns.end; j += Vec::width) {
-      Vec x = exp2_nonpositive(min(Vec::load(prob + j) - total, Vec::zero()));
+      Vec x = exp2_nonpositive(min(Vec::zero(), Vec::load(prob + j) - total));
       if (mask) x = mask->select(j, stream_index[r], x, Vec::zero());
       x.store(prob + j);
       (x * (Vec::load(d_score + j) - shift)).store(d_score + j);

@@ -211,10 +211,11 @@ void multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t 
 
 // ---- scores ----------------------------------------------------------------------------------------------------------
 
-// 2^x for x <= 0 (Cephes' polynomial, below 2 ulp); 2^-126 below that.
+// 2^x for x <= 0 (Cephes' polynomial, below 2 ulp); 2^-126 below that. NaN stays, but not in n, which becomes an integer.
 inline Vec exp2_nonpositive(Vec x) {
-  x = max(x, Vec::broadcast(-126.0f));
-  const Vec n = round(x), f = x - n;
+  const Vec lowest = Vec::broadcast(-126.0f);
+  x = max(lowest, x);
+  const Vec n = round(max(x, lowest)), f = x - n;
   Vec p = Vec::broadcast(1.535336188319500e-4f);
   p = fma(p, f, Vec::broadcast(1.339887440266574e-3f));
   p = fma(p, f, Vec::broadcast(9.618437357674640e-3f));

@@ -288,6 +288,24 @@ t.test('large scores do not overflow, and results repeat', async (t) => {
   }
 })
 
+t.test('a key that is NaN makes NaN of what sees it, in values and gradients, and of nothing else', async (t) => {
+  const s: Shape = { queries: 150, keys: 150, heads: 2, kvHeads: 1, size: 16 }
+  const end = numbers(150).map((j) => (j < 100 ? 100 : 150)) // two sequences
+  const call = makeCall(s, 'float32', end, null)
+  const [q, k, v, dO] = call.operands as [Operand, Operand, Operand, Operand]
+  k.values[70 * 16 + 3] = Number.NaN
+  const { o, dq } = run({ ...call, operands: [q, h.operand([...k.values], k.shape), v, dO] })
+  for (const [name, tensor] of Object.entries({ o, dq })) {
+    const values = await h.read(tensor)
+    const rows = numbers(150).filter((i) => Number.isNaN(values[i * 32 + 8]))
+    t.same(
+      rows,
+      numbers(30).map((i) => i + 70),
+      `${name} of the queries that follow it`,
+    )
+  }
+})
+
 t.test('refused', async (t) => {
   const s: Shape = { queries: 3, keys: 5, heads: 2, kvHeads: 1, size: 4 }
   const [q, k] = [h.zeros([3, 2, 4]), h.zeros([5, 1, 4])]
