@@ -70,6 +70,7 @@ export async function loadNetwork(files: WeightFiles, options: LoadOptions): Pro
       const { value, origin } = await loader.load(parameter, stored)
       values.set(parameter.name, value)
       origins.set(parameter.name, origin)
+      await loader.loaded(stored)
     }
     await loader.finish()
     const take = (name: string) => new Parameter(name, values.get(name)!)
@@ -97,14 +98,17 @@ class Loader {
 
   async load(parameter: PlannedParameter, stored: StoredTensor): Promise<{ value: Tensor; origin: Origin }> {
     this.#options.signal?.throwIfAborted()
-    const loaded = await this.#weight(parameter, stored)
+    return this.#weight(parameter, stored)
+  }
+
+  /** Counts a weight that was queued, and reports it. */
+  async loaded(stored: StoredTensor): Promise<void> {
     this.#loadedBytes += stored.byteLength
     if (this.#loadedBytes - this.#waitedBytes > bytesInFlight) {
       await this.#options.device.settled()
       this.#waitedBytes = this.#loadedBytes
     }
     this.#report(stored)
-    return loaded
   }
 
   async finish(): Promise<void> {

@@ -89,6 +89,7 @@ export class Model implements AsyncDisposable {
    */
   static async fromConfig(config: Readonly<Record<string, unknown>>, options: FromConfigOptions = {}): Promise<Model> {
     const parsed = parseOptions(fromConfigOptionsSchema, options, 'FromConfigOptions')
+    parsed.signal?.throwIfAborted()
     const architecture = architectureOf(config)
     const { vocabSize } = architecture.parseConfig(config)
     if (parsed.tokenizer) checkVocabulary('FromConfigOptions.tokenizer', parsed.tokenizer, vocabSize)
@@ -100,10 +101,11 @@ export class Model implements AsyncDisposable {
     const loaded = initializeNetwork({ architecture, config, device, dtype, quantization, seed, trainable })
     await device.settled()
     const tokenizer = parsed.tokenizer ?? null
-    return Model.#create(
-      { device, dtype, architecture, ...loaded, config, generationConfig, tokenizer, source: null },
-      trainable,
-    )
+    const parts = { device, dtype, architecture, ...loaded, config, generationConfig, tokenizer, source: null }
+    const model = Model.#create(parts, trainable)
+    if (parsed.signal?.aborted) await model.dispose()
+    parsed.signal?.throwIfAborted()
+    return model
   }
 
   /** Bytes by purpose that loading and training will need, from the files' headers alone. */

@@ -39,7 +39,7 @@ export interface ModelOptions extends HubOptions {
   onProgress?: (progress: Progress) => void
 }
 
-export interface FromConfigOptions extends Omit<ModelOptions, keyof HubOptions> {
+export interface FromConfigOptions extends Omit<ModelOptions, keyof HubOptions | 'onProgress'> {
   /** Seed of the weights. Default: that of `setSeed`. */
   seed?: number
   /** A new model has no files; give it the tokenizer it shall use. */
@@ -60,7 +60,6 @@ const common = {
   quantization: z.custom<Quantization>().optional(), // checked by parseQuantization
   trainable: z.boolean().default(false),
   signal: z.instanceof(AbortSignal).optional(),
-  onProgress: isFunction.optional(),
 }
 
 export const hubOptionsSchema = z.strictObject({
@@ -70,7 +69,11 @@ export const hubOptionsSchema = z.strictObject({
   localFilesOnly: z.boolean().optional(),
 })
 
-export const modelOptionsSchema = z.strictObject({ ...common, ...hubOptionsSchema.shape })
+export const modelOptionsSchema = z.strictObject({
+  ...common,
+  ...hubOptionsSchema.shape,
+  onProgress: isFunction.optional(),
+})
 
 export const fromConfigOptionsSchema = z.strictObject({
   ...common,

@@ -44,3 +44,27 @@ t.test('a device that completes late gives the same bits', async (t) => {
   }
   t.equal(deviation(results[1]!, results[0]!), 0)
 })
+
+t.test('given up on the way, nothing is left in memory', async (t) => {
+  const source = golden('models/llama')
+  await using model = await Model.fromPretrained(source, { device: 'cpu' })
+  const inUse = async () => {
+    await model.device.settled()
+    return model.memoryUsage().current.total
+  }
+  const before = await inUse()
+  const enough = new Error('enough')
+  let calls = 0
+  const onProgress = () => {
+    if (++calls === 3) throw enough
+  }
+  await t.rejects(Model.fromPretrained(source, { device: 'cpu', onProgress }), enough)
+  t.equal(await inUse(), before, 'when a listener throws')
+
+  await t.rejects(Model.fromConfig(model.config, { device: 'cpu', signal: AbortSignal.abort(enough) }), enough)
+  const controller = new AbortController()
+  const creating = Model.fromConfig(model.config, { device: 'cpu', signal: controller.signal })
+  controller.abort(enough)
+  await t.rejects(creating, enough)
+  t.equal(await inUse(), before, 'when a signal aborts')
+})
