@@ -8,7 +8,7 @@ import { parseOptions } from '../options.js'
 import type { LoraLayer } from '../peft/adapter.js'
 import { adapterMismatch } from '../peft/config-file.js'
 import { loadAdapterFiles, saveAdapterFiles } from '../peft/files.js'
-import { LoraAdapter, type LoraConfig } from '../peft/lora.js'
+import { LoraAdapter, type LoraConfig, refuseIdlePatterns } from '../peft/lora.js'
 import { type DType, isQuantized, keep, scope, Tensor } from '../tensor/index.js'
 import { trainingOf } from './calls.js'
 import type { ModelAdapter, ModelState } from './state.js'
@@ -27,6 +27,7 @@ export function addAdapter(state: ModelState, config: LoraConfig, name: string):
   const seeded = isJsonObject(config) ? { seed: getSeed(), ...config } : config
   const adapter = LoraAdapter.create(checkName(state, name), seeded, state.network)
   try {
+    refuseIdlePatterns(adapter)
     giveTokenRows(state, adapter)
   } catch (error) {
     adapter.dispose()

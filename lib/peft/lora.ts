@@ -198,6 +198,23 @@ function createLayer(module: string, site: number, info: LinearLayerInfo, config
 
 /** PEFT's rule: the first key that the end of the layer's name matches as a pattern. */
 function patternValue(patterns: Record<string, number>, module: string): number | undefined {
-  const key = Object.keys(patterns).find((pattern) => new RegExp(`^(?:.*\\.)?(?:${pattern})$`).test(module))
+  const key = Object.keys(patterns).find((pattern) => matchesEnd(pattern, module))
   return key === undefined ? undefined : patterns[key]
+}
+
+function matchesEnd(pattern: string, module: string): boolean {
+  return new RegExp(`^(?:.*\\.)?(?:${pattern})$`).test(module)
+}
+
+/**
+ * For configurations that are written by hand: PEFT's files may have patterns for layers of other models.
+ * @throws ERR_INVALID_ARGUMENT for a pattern that no adapted layer matches
+ */
+export function refuseIdlePatterns({ config, layers }: LoraAdapter): void {
+  for (const option of ['rankPattern', 'alphaPattern'] as const) {
+    const idle = Object.keys(config[option]).find(
+      (pattern) => ![...layers.keys()].some((module) => matchesEnd(pattern, module)),
+    )
+    if (idle !== undefined) throw invalidArgument(`LoraConfig.${option}: "${idle}" matches none of the adapted layers`)
+  }
 }

@@ -56,6 +56,7 @@ t.test('calls', async (t) => {
       () => model.addAdapter({ targetModules: ['q_proj'], excludeModules: ['q_proj'] }, 'x'),
       /no layer is left of those it names/,
     ],
+    ['idle pattern', () => model.addAdapter({ rankPattern: { qproj: 4 } }, 'x'), /rankPattern: "qproj" matches none/],
     ['is_trainable', () => model.loadAdapter('.', untyped({ is_trainable: true })), /it is called trainable$/],
     ['resume_from_checkpoint', () => train({}, { resume_from_checkpoint: true }), /did you mean "resumeFromCheckpoint"\?/],
     ['resume 5', () => train({}, { resumeFromCheckpoint: 5 }), /resumeFromCheckpoint: expected true or false or a string/],
