@@ -59,7 +59,32 @@ struct FewShared {
   }
 };
 
-// What a lane holds of a run: 16 neighbours a group of rows g and g + 8.
+// Where a lane reads, at k = 0: its rows g and g + 8 of the weight (or the last row, where those do not exist: what comes of it
+// is not stored), and its tokens g, g + 8, … likewise. 64-bit sums of a lane's own, once: of each load they were half of the
+// kernel's instructions.
+template <bool four_bit, int token_tiles>
+struct FewPlace {
+  const uint8_t* weight[2];
+  int64_t first[2];    // 4 bits: the element where group t of the row starts
+  int x[token_tiles];  // elements from args.x on
+
+  __device__ FewPlace(const FewArgs& args, int64_t row, int g, int t) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int64_t wanted = row + g + 8 * r, at = wanted < args.epilogue.n ? wanted : args.epilogue.n - 1;
+      first[r] = at * args.k + t * kGroup;
+      weight[r] = four_bit ? args.four_bit.codes + (at * args.k + t * 16) / 2
+                           : reinterpret_cast<const uint8_t*>(args.weight + at * args.weight_stride + t * 16);
+    }
+#pragma unroll
+    for (int i = 0; i < token_tiles; i++) {
+      const int most = static_cast<int>(args.epilogue.m) - 1, wanted = i * 8 + g;
+      x[i] = (wanted < most ? wanted : most) * static_cast<int>(args.x_stride) + t * 16;
+    }
+  }
+};
+
+// What a lane holds of a run: 16 neighbours a group of rows g and g + 8. `left`: how much of k there is from the run on.
 template <bool four_bit>
 struct FewRun;
 
@@ -69,21 +94,21 @@ struct FewRun<true> {
   float scale[2];  // of group t
   uint32_t code[2];
 
-  __device__ void load(const FewArgs& args, const int64_t (&row)[2], const bool (&valid)[2], int64_t k, int t) {
+  template <class Place>
+  __device__ void load(const FewArgs& args, const Place& place, int k, int left, int t) {
     const FourBit& w = args.four_bit;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const int64_t first = row[r] * args.k + k;
+      const uint8_t* from = place.weight[r] + static_cast<unsigned>(k) / 2;
 #pragma unroll
       for (int i = 0; i < kGroups; i++) {
         codes[i][r] = {{0, 0}};
-        if (valid[r] && k + i * kGroup < args.k)
-          codes[i][r] = load_pack<2>(reinterpret_cast<const uint32_t*>(w.codes + (first + i * kGroup + t * 16) / 2));
+        if (i * kGroup < left) codes[i][r] = load_pack<2>(reinterpret_cast<const uint32_t*>(from + i * kGroup / 2));
       }
       scale[r] = 0.0f;
       code[r] = 0;
-      if (!valid[r] || k + t * kGroup >= args.k) continue;
-      const int64_t block = (first + t * kGroup) >> w.block_shift;
+      if (t * kGroup >= left) continue;
+      const int64_t block = (place.first[r] + k) >> w.block_shift;
       if (w.nested_absmax) {
         code[r] = w.absmax[block];
         scale[r] = w.nested_absmax[block >> 8];
@@ -98,52 +123,52 @@ template <>
 struct FewRun<false> {
   Pack<uint32_t, 4> values[kGroups][2][2];
 
-  __device__ void load(const FewArgs& args, const int64_t (&row)[2], const bool (&valid)[2], int64_t k, int t) {
+  template <class Place>
+  __device__ void load(const FewArgs&, const Place& place, int k, int left, int t) {
 #pragma unroll
-    for (int r = 0; r < 2; r++)
+    for (int r = 0; r < 2; r++) {
+      const bf16* from = reinterpret_cast<const bf16*>(place.weight[r]) + k;
 #pragma unroll
       for (int i = 0; i < kGroups; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          const int64_t at = k + i * kGroup + t * 16 + half * 8;
+          const int at = i * kGroup + half * 8;
           values[i][r][half] = {{0, 0, 0, 0}};
-          if (valid[r] && at < args.k)
-            values[i][r][half] =
-                load_pack<4>(reinterpret_cast<const uint32_t*>(args.weight + row[r] * args.weight_stride + at));
+          if (at + t * 16 < left) values[i][r][half] = load_pack<4>(reinterpret_cast<const uint32_t*>(from + at));
         }
+    }
   }
 };
 
 // The pair of values of byte `i` of a word of codes. `pairs` is the lane's own column of the table.
 __device__ inline uint32_t look_up(const uint32_t* pairs, uint32_t word, int i) {
-  return pairs[(word >> (8 * i) & 255) * kWarp];
+  constexpr int kShift = 7;  // a row of the table has 128 bytes
+  const uint32_t offset = (i == 0 ? word << kShift : word >> (8 * i - kShift)) & 255u << kShift;
+  return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(pairs) + offset);
 }
 
-// Tokens' fragments of a group: x[token][k + 16 t ..] of this lane's token g.
-__device__ inline void load_tokens(Pack<uint32_t, 4> (&x)[2], const FewArgs& args, int64_t token, int64_t k) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    x[half] = {{0, 0, 0, 0}};
-    if (token < args.epilogue.m && k + half * 8 < args.k)
-      x[half] = load_pack<4>(reinterpret_cast<const uint32_t*>(args.x + token * args.x_stride + k + half * 8));
-  }
+// Eight neighbours of a token, or zeros.
+__device__ inline Pack<uint32_t, 4> load_eight(const bf16* from, bool there) {
+  Pack<uint32_t, 4> x = {{0, 0, 0, 0}};
+  if (there) x = load_pack<4>(reinterpret_cast<const uint32_t*>(from));
+  return x;
 }
 
-template <int token_tiles>
+template <class Place, int token_tiles>
 __device__ inline void multiply_run(float (&sums)[token_tiles][4], const FewRun<true>& run, const FewArgs& args,
-                                    const uint32_t* pairs, const float* nested_code, float offset, int64_t k) {
+                                    const Place& place, const uint32_t* pairs, const float* nested_code, float offset, int k,
+                                    int left) {
   const int g = lane_index() / 4, t = lane_index() % 4;
   float scale[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     scale[r] = run.scale[r];
     if (args.four_bit.nested_absmax) scale[r] = __fadd_rn(__fmul_rn(nested_code[run.code[r]], scale[r]), offset);
+    if (t * kGroup >= left) scale[r] = 0.0f;
   }
 #pragma unroll
   for (int i = 0; i < kGroups; i++) {
-    const bool there = k + i * kGroup < args.k;
-    float low = __shfl_sync(kFullMask, scale[0], g * 4 + i), high = __shfl_sync(kFullMask, scale[1], g * 4 + i);
-    if (!there) low = high = 0.0f;
+    const float low = __shfl_sync(kFullMask, scale[0], g * 4 + i), high = __shfl_sync(kFullMask, scale[1], g * 4 + i);
     uint32_t a[4][4];
 #pragma unroll
     for (int s = 0; s < 4; s++) {
@@ -154,8 +179,9 @@ __device__ inline void multiply_run(float (&sums)[token_tiles][4], const FewRun<
     }
 #pragma unroll
     for (int tile = 0; tile < token_tiles; tile++) {
-      Pack<uint32_t, 4> x[2];
-      load_tokens(x, args, tile * 8 + g, k + i * kGroup + t * 16);
+      const bf16* from = args.x + (place.x[tile] + k + i * kGroup);
+      const bool there = i * kGroup < left;  // all of the group is, or nothing
+      const Pack<uint32_t, 4> x[2] = {load_eight(from, there), load_eight(from + 8, there)};
       float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
       for (int s = 0; s < 4; s++) {
@@ -168,16 +194,17 @@ __device__ inline void multiply_run(float (&sums)[token_tiles][4], const FewRun<
   }
 }
 
-template <int token_tiles>
+template <class Place, int token_tiles>
 __device__ inline void multiply_run(float (&sums)[token_tiles][4], const FewRun<false>& run, const FewArgs& args,
-                                    const uint32_t*, const float*, float, int64_t k) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+                                    const Place& place, const uint32_t*, const float*, float, int k, int left) {
+  const int t = lane_index() % 4;
 #pragma unroll
   for (int i = 0; i < kGroups; i++)
 #pragma unroll
     for (int tile = 0; tile < token_tiles; tile++) {
-      Pack<uint32_t, 4> x[2];
-      load_tokens(x, args, tile * 8 + g, k + i * kGroup + t * 16);
+      const bf16* from = args.x + (place.x[tile] + k + i * kGroup);
+      const int rest = left - i * kGroup - t * 16;
+      const Pack<uint32_t, 4> x[2] = {load_eight(from, rest > 0), load_eight(from + 8, rest > 8)};
 #pragma unroll
       for (int s = 0; s < 4; s++) {
         const int at = s % 2 * 2;
@@ -197,11 +224,11 @@ __global__ void __launch_bounds__(kThreads) few_kernel(const FewArgs args) {
   const Epilogue& e = args.epilogue;
   const int g = lane_index() / 4, t = lane_index() % 4, warp = warp_index();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows;
-  const int64_t row[2] = {first + g, first + g + 8};
-  const bool valid[2] = {row[0] < e.n, row[1] < e.n};
+  const FewPlace<four_bit, token_tiles> place(args, first, g, t);
+  const int depth = static_cast<int>(args.k);
   FewRun<four_bit> run;
-  int64_t k = static_cast<int64_t>(warp) * kRun;
-  run.load(args, row, valid, k, t);
+  int k = warp * kRun;
+  run.load(args, place, k, depth - k, t);
   const uint32_t* pairs = nullptr;
   float offset = 0.0f;
   if constexpr (four_bit) {
@@ -215,12 +242,12 @@ __global__ void __launch_bounds__(kThreads) few_kernel(const FewArgs args) {
     __syncthreads();
   }
   float sums[token_tiles][4] = {};
-  while (k < args.k) {
+  while (k < depth) {
     const FewRun<four_bit> now = run;
-    const int64_t at = k;
+    const int at = k;
     k += kWarps * kRun;
-    if (k < args.k) run.load(args, row, valid, k, t);
-    multiply_run<token_tiles>(sums, now, args, pairs, shared.nested_code, offset, at);
+    if (k < depth) run.load(args, place, k, depth - k, t);
+    multiply_run(sums, now, args, place, pairs, shared.nested_code, offset, at, depth - at);
   }
 #pragma unroll
   for (int tile = 0; tile < token_tiles; tile++)
@@ -300,9 +327,10 @@ qt_status gemm_few(qt_stream* stream, int64_t m, int64_t n, const Product* produ
   const Product& p = products[0];
   FewAdapter adapter{};
   if (count > 1) adapter = {Source(products[1].a), Source(products[1].b), products[1].k, products[1].scale};
+  const bool few = p.k > 0 && p.k < (1 << 26) && p.a.outer_stride < (1 << 26);  // places in x fit 32 bits
   const bool four_bit = p.b.quant && p.k % kGroup == 0 && p.b.outer_stride == p.k && aligned(p.b);
   const bool dense = p.b.dtype == QT_BFLOAT16 && p.k % 8 == 0 && aligned(p.b);
-  if (p.a.dtype == QT_BFLOAT16 && p.k % 8 == 0 && aligned(p.a) && (four_bit || dense)) {
+  if (p.a.dtype == QT_BFLOAT16 && few && p.k % 8 == 0 && aligned(p.a) && (four_bit || dense)) {
     FewArgs args{};
     args.x = static_cast<const bf16*>(p.a.data);
     args.x_stride = p.a.outer_stride;
