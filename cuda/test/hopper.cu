@@ -21,10 +21,11 @@ struct Tiles {
   }
 };
 
-// D[64, 128] of one warpgroup, over k in [0, 64). across: A is [k, 64] and B is [k, 128], else [64, k] and [128, k].
-template <int across>
+// D[64, 128] of one warpgroup, over k in [0, 64). across: A is [k, 64] and B is [k, 128], else [64, k] and [128, k]. stored:
+// B's tile is written by ordinary stores, as dequantized weights are.
+template <int across, bool stored>
 __global__ void __launch_bounds__(128)
-    tile_product(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b, float* out) {
+    tile_product(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b, const bf16* b, float* out) {
 #if defined(QT_HOPPER)
   SharedCarver carve = dynamic_shared();
   Tiles tiles(carve);
@@ -35,10 +36,21 @@ __global__ void __launch_bounds__(128)
   }
   __syncthreads();
   if (thread == 0) {
-    barrier_expect(tiles.barrier, 3 * kBox);
+    barrier_expect(tiles.barrier, (stored ? 1 : 3) * kBox);
     copy_box(tiles.a, &map_a, tiles.barrier, 0, 0);
-    copy_box(tiles.b, &map_b, tiles.barrier, 0, 0);
-    copy_box(tiles.b + kBox, &map_b, tiles.barrier, across ? 64 : 0, across ? 0 : 64);
+    if (!stored) {
+      copy_box(tiles.b, &map_b, tiles.barrier, 0, 0);
+      copy_box(tiles.b + kBox, &map_b, tiles.barrier, across ? 64 : 0, across ? 0 : 64);
+    }
+  }
+  if (stored) {
+    for (int i = thread; i < 2 * 64 * 8; i += 128) {  // a row of 128 bytes of one of the boxes, and its chunk
+      const int box = i / 512, row = i / 8 % 64, chunk = i % 8;
+      const bf16* from = across ? b + row * 128 + box * 64 + chunk * 8 : b + (box * 64 + row) * kDepth + chunk * 8;
+      store_pack(reinterpret_cast<bf16*>(tiles.b + box * kBox + row * 128 + (chunk ^ (row & 7)) * 16), load_pack<8>(from));
+    }
+    async_proxy_fence();
+    __syncthreads();
   }
   barrier_wait(tiles.barrier, 0);
   float d[64];
@@ -59,7 +71,7 @@ __global__ void __launch_bounds__(128)
 #endif
 }
 
-template <int across>
+template <int across, bool stored>
 void test_tile_product(const char* name) {
   Environment& e = environment();
   Buffer<bf16> a(64 * kDepth), b(128 * kDepth);
@@ -74,7 +86,8 @@ void test_tile_product(const char* name) {
           ? make_tensor_map(&map_a, a.data, kDepth, 64, 64, 64) && make_tensor_map(&map_b, b.data, kDepth, 128, 128, 64)
           : make_tensor_map(&map_a, a.data, 64, kDepth, kDepth, 64) && make_tensor_map(&map_b, b.data, 128, kDepth, kDepth, 64);
   expect(maps, "tensor maps");
-  expect(launch(tile_product<across>, 1, 128, shared_bytes<Tiles>(), e.stream, map_a, map_b, d.data) == QT_OK, "launch");
+  expect(launch(tile_product<across, stored>, 1, 128, shared_bytes<Tiles>(), e.stream, map_a, map_b, b.data, d.data) == QT_OK,
+         "launch");
   d.get();
   bool right = true;
   for (size_t i = 0; i < 64; i++) {
@@ -95,8 +108,10 @@ void test_tile_product(const char* name) {
 // Called by the program of the primitives.
 void test_hopper() {
   if (environment().stream->compute / 10 != 9) return;
-  test_tile_product<0>("wgmma over rows along the outer index");
-  test_tile_product<1>("wgmma over rows along k");
+  test_tile_product<0, false>("wgmma over rows along the outer index");
+  test_tile_product<1, false>("wgmma over rows along k");
+  test_tile_product<0, true>("wgmma over rows along the outer index, stored");
+  test_tile_product<1, true>("wgmma over rows along k, stored");
 }
 
 }  // namespace quantune::cuda::test
