@@ -31,6 +31,7 @@ export type { FromConfigOptions, HubOptions, ModelOptions, Progress } from './mo
 export type { SavePretrainedOptions } from './model/save.js'
 export type { AddTokensOptions } from './model/tokens.js'
 export type { LoraConfig } from './peft/lora.js'
+export type { ModuleSelector } from './peft/target-modules.js'
 export type {
   BitsAndBytesConfig,
   FourBitConfig,

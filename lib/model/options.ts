@@ -35,7 +35,9 @@ export interface ModelOptions extends HubOptions {
   quantization?: Quantization
   /** Make all parameters trainable (full fine-tuning): they become float32. Default: false. */
   trainable?: boolean
+  /** Aborts the download or loading; the call rejects with `signal.reason`. */
   signal?: AbortSignal
+  /** Called for each piece that was downloaded, loaded or quantized. */
   onProgress?: (progress: Progress) => void
 }
 

@@ -8,50 +8,67 @@ import { isQuantized } from '../tensor/dtype.js'
 import { keep, scope } from '../tensor/scope.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type Adapter, type LoraLayer, PEFT_PREFIX, type TokenRows } from './adapter.js'
-import { matchesModule, selectModules } from './target-modules.js'
+import { type ModuleSelector, matchesModule, selectModules } from './target-modules.js'
 import { disposeTokenRows, parametersOf } from './token-rows.js'
 
-const modules = z.union([z.array(z.string()), z.instanceof(RegExp), z.string()])
+/** How to adapt linear layers by LoRA; names, meanings and defaults are PEFT's. */
+export interface LoraConfig {
+  type?: 'lora'
+  /** Rank of the update. Default: 8. */
+  r?: number
+  /** The update is scaled by loraAlpha / r. Default: 8. */
+  loraAlpha?: number
+  /** Probability that an input of the update is dropped in training. Default: 0. */
+  loraDropout?: number
+  /** Layers by name, a pattern for whole names, or 'all-linear' (all but the head). Default: the architecture's usual ones. */
+  targetModules?: ModuleSelector
+  /** Layers that are left out although they match. Default: none. */
+  excludeModules?: ModuleSelector
+  /** Scale by loraAlpha / √r instead (Kalajdzievski 2023). Default: false. */
+  useRslora?: boolean
+  /** Which biases of the base are trained too: none, all, or those of the adapted layers. Default: 'none'. */
+  bias?: 'none' | 'all' | 'lora_only'
+  /** Modules of the base of which the adapter trains its own copy, such as lm_head. Default: none. */
+  modulesToSave?: readonly string[]
+  /** Ranks that differ from r, by name or pattern of the layer. Default: none. */
+  rankPattern?: Readonly<Record<string, number>>
+  /** Alphas that differ from loraAlpha, by name or pattern of the layer. Default: none. */
+  alphaPattern?: Readonly<Record<string, number>>
+  /** Numbers of the layers to adapt, or the number of one. Default: all. */
+  layersToTransform?: readonly number[] | number
+  /** true: A uniform, B zero; 'gaussian': A normal with deviation 1 / r, B zero; false: both uniform. Default: true. */
+  initLoraWeights?: boolean | 'gaussian'
+  /** Seed of the initial values. Default: that of `setSeed` where a model adds the adapter, else 0. */
+  seed?: number
+}
+
+const modules = z.union([z.array(z.string()).readonly(), z.instanceof(RegExp), z.string()])
 
 export const loraConfigSchema = z.strictObject({
   type: z.literal('lora').default('lora'),
-  /** Rank of the update. Default 8. */
   r: z.int().min(1).default(8),
-  /** The update is scaled by loraAlpha / r. Default 8. */
   loraAlpha: z.number().positive().default(8),
-  /** Probability that an input of the update is dropped in training. Default 0. */
   loraDropout: z.number().min(0).lt(1).default(0),
-  /** Layers by name, a pattern for whole names, or 'all-linear' (all but the head). Default: the architecture's usual ones. */
   targetModules: modules.optional(),
-  /** Layers that are left out although they match. */
   excludeModules: modules.optional(),
-  /** Scale by loraAlpha / √r instead (Kalajdzievski 2023). Default false. */
   useRslora: z.boolean().default(false),
-  /** Which biases of the base are trained too: none, all, or those of the adapted layers. Default 'none'. */
   bias: z.enum(['none', 'all', 'lora_only']).default('none'),
-  /** Modules of the base of which the adapter trains its own copy, such as lm_head. */
-  modulesToSave: z.array(z.string()).default([]),
-  /** Ranks that differ from r, by name or pattern of the layer. */
+  modulesToSave: z.array(z.string()).readonly().default([]),
   rankPattern: z.record(z.string(), z.int().min(1)).default({}),
-  /** Alphas that differ from loraAlpha, by name or pattern of the layer. */
   alphaPattern: z.record(z.string(), z.number().positive()).default({}),
-  /** Numbers of the layers to adapt. Default: all. */
   layersToTransform: z
     .union([
-      z.array(z.int().min(0)),
+      z.array(z.int().min(0)).readonly(),
       z
         .int()
         .min(0)
         .transform((layer) => [layer]),
     ])
     .optional(),
-  /** true: A uniform, B zero; 'gaussian': A normal with deviation 1 / r, B zero; false: both uniform. Default true. */
   initLoraWeights: z.union([z.boolean(), z.literal('gaussian')]).default(true),
-  /** Seed of the initial values. Default: that of `setSeed` where a model adds the adapter, else 0. */
   seed: z.int().min(0).default(0),
-})
+}) satisfies z.ZodType<unknown, LoraConfig>
 
-export type LoraConfig = z.input<typeof loraConfigSchema>
 export type ResolvedLoraConfig = z.output<typeof loraConfigSchema>
 
 /**

@@ -33,12 +33,15 @@ export interface TrainerOptions<T = TrainingExample> extends Grouping<T> {
   model: Model
   /** The adapter to train; default: the model's current one. Without any, the base itself is trained: its trainable parameters, all if none is. */
   adapter?: string | null
+  /** An array, anything with `length` and `at(index)` such as a `Dataset`, or a function that starts an async iterable (then `maxSteps` is needed). */
   trainDataset?: TrainingDataset<T>
+  /** What `eval_loss` is computed on. */
   evalDataset?: TrainingDataset<T>
   /** Default: a ChatCollator with the model's tokenizer. */
   collator?: Collator<T>
   /** Reported with the prefix `eval_`. */
   computeMetrics?: (context: MetricsContext) => Metrics | Promise<Metrics>
+  /** Awaited between steps; listeners of `trainer.on(…)` are not. */
   callbacks?: TrainerCallbacks | readonly TrainerCallbacks[]
   args?: TrainingArguments
 }

@@ -1,4 +1,7 @@
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import ts from 'typescript'
 import * as evaluation from '../../lib/evaluation/index.js'
 import * as quantune from '../../lib/index.js'
 import {
@@ -232,3 +235,34 @@ export async function generation(model: Model, signal: AbortSignal): Promise<Gen
   void [text, tokenIds, score, alternatives, scores[0]![0]!.logProb, reason, code]
   return generator.generate(['a', { messages: [{ role: 'user', content: 'b' }], tools: [] }], options)
 }
+
+t.test('options say in the editor what they mean', async (t) => {
+  const root = fileURLToPath(new URL('../../', import.meta.url))
+  const { config } = ts.readConfigFile(join(root, 'tsconfig.json'), ts.sys.readFile)
+  const { options } = ts.parseJsonConfigFileContent({ ...config, include: [] }, ts.sys, root)
+  const index = join(root, 'lib/index.ts')
+  const program = ts.createProgram([index], { ...options, noEmit: true, incremental: false })
+  const checker = program.getTypeChecker()
+  const exported = checker.getExportsOfModule(checker.getSymbolAtLocation(program.getSourceFile(index)!)!)
+  for (const name of [
+    'AdamWOptions',
+    'AddTokensOptions',
+    'ChatCollatorOptions',
+    'ForwardOptions',
+    'GenerationConfig',
+    'LoadAdapterOptions',
+    'LoraConfig',
+    'TrainingArguments',
+    'TrainOptions',
+  ]) {
+    const symbol = exported.find((symbol) => symbol.name === name)
+    t.ok(symbol, `${name} is exported`)
+    const properties = checker.getDeclaredTypeOfSymbol(checker.getAliasedSymbol(symbol!)).getProperties()
+    const bare = properties.filter((property) => property.getDocumentationComment(checker).length === 0)
+    t.same(
+      bare.map((property) => property.name).filter((property) => !['type', 'signal'].includes(property)),
+      [],
+      name,
+    )
+  }
+})
