@@ -273,6 +273,7 @@ bool is_sticky(cudaError_t error) {
     case 201:  // context destroyed
     case 214:  // uncorrectable memory error
     case 220:  // NVLink
+    case 226:  // a contained memory error
     case 700:  // illegal address
     case 702:  // launch timeout
     case 710:  // assertion
