@@ -43,7 +43,7 @@ export type { Device, MemoryUsage } from './tensor/device.js'
 export type { Tensor } from './tensor/tensor.js'
 export type { IntervalStrategy, TrainingArguments } from './training/arguments.js'
 export type { Grouping, IndexedDataset, TrainingDataset } from './training/feed.js'
-export { AdamW, type AdamWOptions } from './training/optimizer.js'
+export { AdamW, type AdamWOptions, type ParameterGroup } from './training/optimizer.js'
 export type { SamplingStrategy } from './training/samplers.js'
 export type { Schedule, SchedulerKwargs, SchedulerType } from './training/schedules.js'
 export {
@@ -56,6 +56,7 @@ export {
 export type {
   Checkpoint,
   EvaluateEvent,
+  LogEntry,
   LogEvent,
   Metrics,
   StepEvent,
