@@ -4,6 +4,7 @@ import type { Architecture, CausalLM } from '../models/index.js'
 import type { Adapter } from '../peft/adapter.js'
 import type { LoraAdapter } from '../peft/lora.js'
 import type { TokensAdapter } from '../peft/tokens.js'
+import { formatTraces } from '../tensor/call-site.js'
 import type { Device } from '../tensor/device.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { CallsInFlight } from './calls.js'
@@ -110,6 +111,7 @@ export class ModelState {
     for (const adapter of this.adapters.values()) adapter.dispose()
     for (const tensor of this.merged?.replaced.values() ?? []) tensor.dispose()
     this.newTokens?.dispose()
+    formatTraces()
   }
 }
 

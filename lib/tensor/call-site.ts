@@ -7,7 +7,7 @@ export interface CallSite {
 }
 
 /** Failures surface soon after they were queued; older stacks are forgotten. */
-const KEPT = 1024
+const KEPT = 128
 const sites: (CallSite | undefined)[] = new Array(KEPT)
 let latest = 0
 
@@ -23,6 +23,11 @@ export function newSite(name: string, below: (...args: never[]) => unknown): num
   Error.captureStackTrace(trace, below)
   sites[latest % KEPT] = { id: latest, name, trace }
   return latest
+}
+
+/** Formats the stacks that are kept: until then they hold what their functions were called on, such as a model that was disposed of. */
+export function formatTraces(): void {
+  for (const site of sites) void site?.trace.stack
 }
 
 export function findSite(id: number): CallSite | undefined {

@@ -1,6 +1,8 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t from 'tap'
 import { Batch } from '../../../lib/data/batch.js'
 import { Generator } from '../../../lib/generation/index.js'
@@ -94,4 +96,21 @@ t.test('a disposed trainer is refused', async (t) => {
   t.equal(await codeOf(() => trainer.train()), 'ERR_DISPOSED')
   t.equal(await codeOf(() => trainer.evaluate()), 'ERR_DISPOSED')
   await model.dispose()
+})
+
+t.test('nothing holds a model that was disposed of', async (t) => {
+  setFlagsFromString('--expose-gc')
+  const collectGarbage = runInNewContext('gc') as () => void
+  const use = async () => {
+    const model = await Model.fromPretrained(golden('models/llama'), { device: 'cpu' })
+    await model.generate({ inputIds: [1, 2, 3] }, { maxNewTokens: 3 })
+    await model.dispose()
+    return new WeakRef(model.network)
+  }
+  const network = await use()
+  for (let i = 0; i < 10 && network.deref(); i++) {
+    await new Promise((resolve) => setTimeout(resolve, 10))
+    collectGarbage()
+  }
+  t.equal(network.deref(), undefined)
 })
