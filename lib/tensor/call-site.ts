@@ -6,13 +6,13 @@ export interface CallSite {
   trace: Error
 }
 
-/** Failures surface soon after they were queued; older stacks are forgotten. */
-const KEPT = 128
-const sites: (CallSite | undefined)[] = new Array(KEPT)
-let latest = 0
-
 /** Under `QUANTUNE_TRACE=1` every operation gets a stack of its own. */
 export const traceEveryOperation = process.env.QUANTUNE_TRACE === '1'
+
+/** Failures surface soon after they were queued; older stacks are forgotten. */
+const KEPT = traceEveryOperation ? 4096 : 128
+const sites: (CallSite | undefined)[] = new Array(KEPT)
+let latest = 0
 
 /** The site of what is being queued, 0: unknown. The queues compare it with the last one they wrote. */
 export let currentSite = 0
