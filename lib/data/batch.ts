@@ -1,4 +1,5 @@
 import { invalidArgument } from '../errors.js'
+import { assertKnownKeys } from '../options.js'
 import type { BatchData } from './batch-data.js'
 import { buildPrefixTree } from './prefix-tree.js'
 
@@ -156,6 +157,7 @@ export class Batch implements BatchData {
    */
   static pack(sequences: readonly Sequence[], options: PackOptions = {}): Batch {
     if (!Array.isArray(sequences) || sequences.length === 0) throw invalidArgument('a batch needs at least one sequence')
+    assertKnownKeys(options, ['sharePrefixes', 'notAttended', 'trimUnused'], 'PackOptions')
     const { sharePrefixes = true, trimUnused = false } = options
     const notAttended = new Set(options.notAttended ?? [])
     const samples = sequences.map((sequence, index) => check(sequence, index))
@@ -182,6 +184,7 @@ export class Batch implements BatchData {
    * between tokens is a token that no other may attend to.
    */
   static fromPadded(batch: PaddedBatch, options: Omit<PackOptions, 'trimUnused'> = {}): Batch {
+    assertKnownKeys(batch, ['inputIds', 'attentionMask', 'labels'], 'PaddedBatch')
     const { inputIds, attentionMask, labels } = batch
     if (!Array.isArray(inputIds) || !inputIds.every(isArrayLike))
       throw invalidArgument('inputIds must be a list of lists of token ids')

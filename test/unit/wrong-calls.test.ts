@@ -57,6 +57,16 @@ t.test('calls', async (t) => {
       /no layer is left of those it names/,
     ],
     ['idle pattern', () => model.addAdapter({ rankPattern: { qproj: 4 } }, 'x'), /rankPattern: "qproj" matches none/],
+    [
+      'share_prefixes',
+      () => Batch.pack([{ inputIds: [1] }], untyped({ share_prefixes: true })),
+      /did you mean "sharePrefixes"\?/,
+    ],
+    [
+      'attention_mask',
+      () => Batch.fromPadded(untyped({ inputIds: [[1]], attention_mask: [[1]] })),
+      /PaddedBatch: unknown option "attention_mask"; did you mean "attentionMask"\?/,
+    ],
     ['is_trainable', () => model.loadAdapter('.', untyped({ is_trainable: true })), /it is called trainable$/],
     ['resume_from_checkpoint', () => train({}, { resume_from_checkpoint: true }), /did you mean "resumeFromCheckpoint"\?/],
     ['resume 5', () => train({}, { resumeFromCheckpoint: 5 }), /resumeFromCheckpoint: expected true or false or a string/],
