@@ -27,12 +27,12 @@ export const ratioOf = ({ ours, theirs }: Row): number | null => (theirs === und
 const reached = (row: Row, ratio: number) => (row.smallerIsBetter ? ratio <= row.required! : ratio >= row.required!)
 
 /** A section as a Markdown table. */
-export function renderSection({ title, rows }: Section): string {
+export function renderSection({ title, rows, remark }: Section): string {
   const compared = rows.some(({ peer }) => peer)
   const cells = rows.map((row) => [row.what, `${rounded(row.ours)} ${row.unit}`, ...(compared ? comparison(row) : [])])
   const head = ['', 'quantune', ...(compared ? ['peer', 'its figure', 'ratio', 'required'] : [])]
   const lines = [head, head.map((_, i) => (i === 0 || head[i] === 'peer' ? '---' : '---:')), ...cells]
-  return `### ${title}\n\n${lines.map((line) => `| ${line.join(' | ')} |`).join('\n')}\n`
+  return `### ${title}\n\n${lines.map((line) => `| ${line.join(' | ')} |`).join('\n')}\n${remark ? `\n${remark}\n` : ''}`
 }
 
 function comparison(row: Row): string[] {

@@ -26,6 +26,8 @@ export interface Section {
   title: string
   rows: Row[]
   trials: TrialResult[]
+  /** What a reader must know of these figures that they don't say; written into the results by hand. */
+  remark?: string
 }
 
 export interface Settings {

@@ -4,7 +4,7 @@
 // ancestors[b, s] of k_steps). Each part is cut into runs of kRun tokens; a task takes one run, serves all heads and leaves a
 // partial softmax of each; the partials of a head are then merged in the order of the runs. So a long prompt keeps all threads
 // busy. Neighbouring sequences whose block tables agree on a run (beams, samples of one prompt) share its task: keys and values
-// are read once for all of them, and with enough rows the products run in register tiles.
+// are read once for all of them, and with enough rows the products run in register tiles, a task for each key head.
 #include <cmath>
 
 #include "attention_tiles.h"
